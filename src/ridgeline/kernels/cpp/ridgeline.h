@@ -1,0 +1,124 @@
+// The C ABI of Ridgeline's CPU kernels: one call runs one step (a tape) over a flattened batch.
+// Owner of these structs on the Python side: kernels/native.py. Change both and RL_ABI_VERSION together.
+#pragma once
+#include <stdint.h>
+
+#define RL_ABI_VERSION 1
+#define RL_BLOCK_TOKENS 16    // tokens in a KV page
+#define RL_TILE_ROWS 16       // weight rows interleaved in one packed tile
+#define RL_GROUP 32           // elements that share a scale (weights and quantised activations)
+#define RL_SPLIT_TOKENS 256   // attention splits at absolute multiples of this many keys; merged in order
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum RlIsa { RL_PLAIN = 0, RL_AVX2 = 1, RL_AVX512 = 2, RL_AVX512_BF16 = 3 };
+enum RlFormat { RL_F32 = 0, RL_BF16 = 1, RL_Q8_0 = 2, RL_Q4_1 = 3 };
+enum RlStorage { RL_KV_F32 = 0, RL_KV_BF16 = 1 };
+enum RlOp {
+  RL_EMBED = 1,       // out[t] = weight[0] row token_ids[t] * scale
+  RL_NORM = 2,        // out = in * rsqrt(mean(in^2) + eps) * gain; gain = weight[0] (f32 vector, unpacked)
+  RL_LINEAR = 3,      // out[:, part] = in . weight[part]^T (+ bias) ; + in2 (residual, width_out) when in2 >= 0
+  RL_ROPE = 4,        // rotate q and k heads of in/out (in place) by position
+  RL_ATTEND = 5,      // append k, v of `in` to the pool, then out[t] = attention of q over its sequence
+  RL_ACTIVATION = 6,  // out = act(in[:, :w]) * in[:, w:], w = width_out
+  RL_ADD = 7,         // out = in + in2
+  RL_GATHER = 8,      // out[r] = in[logit_token[r]]
+  RL_SAMPLE = 9       // choose or score a token per logit row of `in`
+};
+enum RlActivation { RL_SILU = 0, RL_GELU_TANH = 1 };
+enum RlFlag { RL_ROPE_INTERLEAVED = 1 };
+
+// Packed weight (see pack.cpp for the tile layouts). rows and columns are the logical ones.
+typedef struct {
+  const void* data;
+  const float* bias;  // [rows] or NULL
+  int64_t bytes;
+  int32_t format, rows, columns, reserved;
+} RlWeight;
+
+// One instruction. Offsets are bytes into the arena; -1: absent. A buffer holds [rows][width] f32, rows = tokens of
+// the batch, or logit rows when per_logit_row. A quantised buffer holds per row: int8 q[width], f32 scale[width/32],
+// f32 sum[width/32] (sum = scale * sum of q), row stride = round_up(width + width/32*8, 64).
+typedef struct {
+  int32_t op, line;          // line: which entry of line_ns is billed
+  int32_t per_logit_row, parts, flags, activation;
+  int32_t width_in, width_out;
+  int64_t in, in2, out;      // f32 buffers
+  int64_t in_quant;          // quantised copy of `in`, read by integer formats
+  int64_t out_quant;         // also write a quantised copy of `out` here
+  int32_t layer, heads, kv_heads, head_dim;
+  int32_t rotary_dim, window;   // window 0: all keys; w > 0: keys p-w+1 .. p
+  float eps, scale;             // scale: embedding multiplier / softmax scale
+  const float* rope_cos;        // [positions][rotary_dim/2]
+  const float* rope_sin;
+  RlWeight weight[3];
+} RlInstr;
+
+// The paged KV pool. Page address: base + block*block_stride + layer*layer_stride + kv_head*head_stride
+// holds the K page, then (page_bytes later) the V page.
+//   K page, RL_KV_F32:  f32  [head_dim][16 tokens]          V page, RL_KV_F32:  f32  [16 tokens][head_dim]
+//   K page, RL_KV_BF16: bf16 [head_dim/2][16 tokens][2]     V page, RL_KV_BF16: bf16 [16 tokens][head_dim]
+typedef struct {
+  uint8_t* base;
+  int64_t block_stride, layer_stride, head_stride, page_bytes;
+  int32_t storage, blocks;
+} RlPool;
+
+// Sampling of one logit row; semantics in ops/sample.py.
+typedef struct {
+  uint64_t seed;
+  int32_t choice, position;
+  int32_t target;        // >= 0: score this token, choose nothing
+  int32_t logprobs;      // -1: none; k: chosen token and the k most likely (k <= 20)
+  float temperature, top_p, min_p;
+  int32_t top_k;
+  float repetition, presence, frequency;
+  int32_t history_begin, history_end;  // into history_ids / history_counts: distinct tokens seen
+  int32_t bias_begin, bias_end;        // into bias_ids / bias_values
+} RlSampling;
+
+typedef struct {
+  int32_t tokens, sequences, logit_rows, table_stride;
+  const int32_t* token_ids;     // [tokens]
+  const int32_t* positions;     // [tokens], absolute
+  const int32_t* sequence_of;   // [tokens]
+  const int32_t* first_token;   // [sequences + 1]
+  const int32_t* block_table;   // [sequences][table_stride]
+  const int32_t* logit_token;   // [logit_rows] token index
+  const RlSampling* sampling;   // [logit_rows]
+  const int32_t* history_ids;
+  const int32_t* history_counts;  // occurrences in the output; 0: only in the prompt
+  const int32_t* bias_ids;
+  const float* bias_values;
+  int32_t* sampled;             // [logit_rows]
+  float* logprob;               // [logit_rows] of the sampled or scored token (untouched when logprobs == -1)
+  int32_t* rank;                // [logit_rows]
+  int32_t* top_ids;             // [logit_rows][20]
+  float* top_logprobs;          // [logit_rows][20]
+  int64_t* line_ns;             // [lines] written (not accumulated), may be NULL
+} RlBatch;
+
+typedef struct RlTeam RlTeam;
+
+int32_t rl_abi_version(void);
+int32_t rl_isa_available(void);              // bit mask: 1 << RlIsa that this machine runs
+int32_t rl_isa_set(int32_t isa);             // process-wide; 0 ok, -1 not available
+int32_t rl_isa_get(void);
+RlTeam* rl_team_new(int32_t threads);        // persistent; the caller of rl_execute is thread 0
+void    rl_team_free(RlTeam* team);
+int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* arena,
+                   uint8_t* scratch, int64_t scratch_bytes, const RlPool* pool, const RlBatch* batch);  // 0 ok, < 0 bad tape
+int64_t rl_scratch_bytes(int32_t threads, int32_t max_tokens, int32_t max_positions, int32_t heads, int32_t head_dim, int32_t vocabulary);
+int64_t rl_packed_bytes(int32_t format, int32_t rows, int32_t columns);
+int32_t rl_pack(int32_t format, const void* source, int32_t rows, int32_t columns, void* packed);     // source: file order
+int32_t rl_unpack(int32_t format, const void* packed, int32_t rows, int32_t columns, void* source);   // exact inverse
+// ceilings, on the team: seconds for one pass
+double  rl_measure_read(RlTeam* team, const void* data, int64_t bytes, int32_t threads);
+double  rl_measure_flops(RlTeam* team, int32_t kind, int64_t iterations, int32_t threads, double* operations); // kind: 0 f32 FMA, 1 int8 dot, 2 bf16 dot
+double  rl_measure_barrier(RlTeam* team, int64_t iterations);
+
+#ifdef __cplusplus
+}
+#endif

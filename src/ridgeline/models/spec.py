@@ -1,0 +1,73 @@
+"""ModelSpec: the numbers of an architecture, read from config.json or GGUF metadata. Frozen; no weights."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ridgeline.ops.protocols import Floats
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding. `interleaved`: pairs (0,1), (2,3).. as GGUF's llama files store them; else halves.
+
+    scaling: None, or ("linear", factor), or ("llama3", factor, low_freq_factor, high_freq_factor, original_context).
+    """
+
+    dim: int
+    base: float
+    positions: int
+    interleaved: bool = False
+    scaling: tuple[str | float, ...] | None = None
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019  frozen and hashable: one table per distinct rope
+    def tables(self) -> tuple[Floats, Floats]:
+        """cos, sin: [positions, dim/2] f32, computed as transformers does (f32 frequencies, f32 angles)."""
+        frequency = (1.0 / np.float32(self.base) ** (np.arange(0, self.dim, 2, dtype=np.float32) / self.dim)).astype(
+            np.float32
+        )
+        if self.scaling and self.scaling[0] == "linear":
+            frequency = frequency / np.float32(self.scaling[1])
+        elif self.scaling and self.scaling[0] == "llama3":
+            frequency = _llama3(frequency, *(float(x) for x in self.scaling[1:]))
+        angles = np.arange(self.positions, dtype=np.float32)[:, None] * frequency.astype(np.float32)[None, :]
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _llama3(frequency: Floats, factor: float, low: float, high: float, context: float) -> Floats:
+    """Llama 3.1 frequency scaling (transformers modeling_rope_utils)."""
+    wavelength = 2 * math.pi / frequency
+    smooth = (context / wavelength - low) / (high - low)
+    blended = (1 - smooth) * frequency / factor + smooth * frequency
+    scaled = np.where(wavelength > context / low, frequency / factor, frequency)
+    middle = (wavelength <= context / low) & (wavelength >= context / high)
+    return np.where(middle, blended, scaled).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """`heads * head_dim` need not equal `width` (A8). windows[i]: keys layer i reads back, 0 for all."""
+
+    family: str  # file stem in models/
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocabulary: int
+    context: int
+    norm_eps: float
+    rope: Rope
+    tied: bool
+    qkv_bias: bool = False
+    activation: str = "silu"
+    windows: tuple[int, ...] = ()
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    add_bos: bool = False

@@ -1,0 +1,1 @@
+"""Operator kinds (meaning, cost, cases) and the Program that lists them."""

@@ -1,0 +1,48 @@
+"""attend: keep this step's k and v, then causal attention over everything kept (C1, C3, D5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ridgeline.kit.cost import Cost
+
+from .batch import BatchShape
+from .op import Line, Op
+from .step import StepView
+
+
+def meaning(step: StepView, line: Line, qkv: Any) -> Any:  # [tokens, (heads + 2 kv_heads) dim] -> [tokens, heads dim]
+    import torch  # noqa: PLC0415  heavy and optional
+
+    heads, kv_heads, dim = (line.attributes[k] for k in ("heads", "kv_heads", "head_dim"))
+    scale, window = line.attributes["scale"], line.attributes["window"]
+    q, k, v = qkv.split((heads * dim, kv_heads * dim, kv_heads * dim), -1)
+    q = q.reshape(-1, kv_heads, heads // kv_heads, dim)
+    kv = step.kv(line.layer or 0)
+    kv.append(k.reshape(-1, kv_heads, dim), v.reshape(-1, kv_heads, dim))
+    out = torch.empty(len(qkv), heads * dim, dtype=qkv.dtype, device=qkv.device)
+    for sequence, (begin, end) in enumerate(step.bounds):
+        keys, values = kv.read(sequence)  # [context, kv_heads, dim]: read after storage rounding (promise 1)
+        scores = torch.einsum("tkgd,ckd->kgtc", q[begin:end], keys) * scale
+        places = torch.arange(len(keys), device=qkv.device)
+        seen = places[None, :] <= step.positions[begin:end, None]
+        if window:
+            seen &= places[None, :] > step.positions[begin:end, None] - window
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        out[begin:end] = torch.einsum("kgtc,ckd->tkgd", weights, values).reshape(end - begin, heads * dim)
+    return out
+
+
+def cost(batch: BatchShape, line: Line) -> Cost:
+    """4 FLOPs a query-key pair, head and dimension (QKᵀ and PV). K and V: written once, each kept token read once."""
+    heads, kv_heads, dim = (line.attributes[k] for k in ("heads", "kv_heads", "head_dim"))
+    pairs, kv_tokens = batch.attention(line.attributes["window"])
+    per_token = line.attributes["storage"].bytes_per_token(kv_heads, dim)
+    return Cost(
+        flops=4 * pairs * heads * dim,
+        kv_bytes=per_token * (kv_tokens + batch.tokens),
+        activation_bytes=4 * batch.tokens * (line.inputs[0].width + line.output.width),
+    )
+
+
+ATTEND = Op("attend", meaning, cost, error={"": 1e-4, "bf16": 1e-4})

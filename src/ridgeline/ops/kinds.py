@@ -1,0 +1,16 @@
+"""The operator kinds, one file each. Adding a kind: one file here and one line below."""
+
+from .activation import ACTIVATION
+from .add import ADD
+from .attend import ATTEND
+from .embed import EMBED
+from .gather import GATHER
+from .linear import HEAD, LINEAR
+from .norm import NORM
+from .op import Op
+from .rope import ROPE
+from .sample import SAMPLE
+
+KINDS: dict[str, Op] = {
+    op.kind: op for op in (EMBED, NORM, LINEAR, ROPE, ATTEND, ACTIVATION, ADD, GATHER, HEAD, SAMPLE)
+}

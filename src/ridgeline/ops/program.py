@@ -1,0 +1,177 @@
+"""The Program: a straight-line list of operators, recorded once at load, symbolic in the batch.
+
+It is executed, counted, timed, simulated and drawn; nothing about a model is written twice (DESIGN §2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ridgeline.kit.cost import Cost
+from ridgeline.kit.errors import InvariantError
+
+from . import kinds
+from .batch import BatchShape
+from .op import LOGITS, TOKENS, Line, Op, Value
+from .protocols import KvStorage, Weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    name: str
+    lines: tuple[Line, ...]
+    values: tuple[Value, ...]
+    cuts: tuple[int, ...]  # line index after which layer i ends
+    windows: tuple[int, ...]  # attention windows in use, without 0
+    groups: tuple[tuple[int, int], ...]  # lines [a, b) that run as one (peephole fusion, D8)
+
+    def __iter__(self) -> Iterator[Line]:
+        return iter(self.lines)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Each distinct weight once (a tied head is the embedding)."""
+        return tuple({id(w): w for line in self.lines for w in line.weights}.values())
+
+    def group_cost(self, group: tuple[int, int], batch: BatchShape) -> Cost:
+        """Cost of a fused group: intermediates that never leave the cache are not written or read again."""
+        total = Cost()
+        for line in self.lines[group[0] : group[1]]:
+            total = total + line.cost(batch)
+        saved: Any = 0
+        for line in self.lines[group[0] : group[1] - 1]:
+            readers = [other for other in self.lines if line.output in other.inputs]
+            if all(group[0] <= reader.index < group[1] for reader in readers):
+                saved = saved + (1 + len(readers)) * 4 * line.output.width * line.output.count(batch)
+        return Cost(total.flops, total.weight_bytes, total.kv_bytes, total.activation_bytes - saved)
+
+
+class Recorder:
+    """Handed to a family function (models/<family>.py); every method appends one Line and returns its Value."""
+
+    def __init__(self, name: str, storage: KvStorage) -> None:
+        self._name = name
+        self._storage = storage
+        self._lines: list[Line] = []
+        self._values: list[Value] = []
+        self._cuts: list[int] = []
+        self._prefix = ""
+        self._layer: int | None = None
+
+    # -- structure
+
+    def layer(self, index: int) -> None:
+        """Lines from here on belong to layer `index`."""
+        self._layer, self._prefix = index, f"layers.{index}."
+
+    def cut(self) -> None:
+        """Layer boundary: decoders may stop or take hidden states here."""
+        self._cuts.append(len(self._lines) - 1)
+        self._layer, self._prefix = None, ""
+
+    # -- operators
+
+    def embed(self, weight: Weight, scale: float = 1.0) -> Value:
+        """token ids -> [tokens, columns]; row of the table times `scale`."""
+        return self._add(kinds.EMBED, "embed", (), TOKENS, weight.columns, (weight,), {"scale": scale})
+
+    def norm(self, x: Value, gain: Weight, eps: float, name: str) -> Value:
+        """RMS norm: x / sqrt(mean(x²) + eps) * gain."""
+        return self._add(kinds.NORM, name, (x,), x.rows, x.width, (gain,), {"eps": eps})
+
+    def linear(
+        self, x: Value, weights: tuple[Weight, ...], name: str, biases: tuple[Weight | None, ...] | None = None
+    ) -> Value:
+        """Outputs of all `weights` side by side: [rows, Σ weight.rows]."""
+        kept = tuple(b for b in biases or () if b is not None)
+        attributes = {"parts": len(weights), "biased": tuple(b is not None for b in biases or (None,) * len(weights))}
+        return self._add(kinds.LINEAR, name, (x,), x.rows, sum(w.rows for w in weights), (*weights, *kept), attributes)
+
+    def rope(self, qkv: Value, heads: int, kv_heads: int, head_dim: int, rope: Any) -> Value:
+        """Rotate the q and k heads of [tokens, (heads + 2 kv_heads) head_dim]; rope: models.spec.Rope."""
+        shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rope": rope}
+        return self._add(kinds.ROPE, "rope", (qkv,), qkv.rows, qkv.width, (), shape)
+
+    def attend(self, qkv: Value, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0) -> Value:
+        """Keep this step's k and v, then causal attention of q over all kept tokens: [tokens, heads * head_dim]."""
+        shape = {
+            "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale, "window": window,
+            "storage": self._storage,
+        }  # fmt: skip
+        return self._add(kinds.ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
+
+    def activation(self, gate_up: Value, function: str) -> Value:
+        """function(gate) * up for [rows, 2 width]; function: "silu" or "gelu_tanh"."""
+        return self._add(
+            kinds.ACTIVATION, "activation", (gate_up,), gate_up.rows, gate_up.width // 2, (), {"function": function}
+        )
+
+    def add(self, x: Value, y: Value, name: str) -> Value:
+        """Residual sum."""
+        return self._add(kinds.ADD, name, (x, y), x.rows, x.width, (), {})
+
+    def gather(self, x: Value) -> Value:
+        """Only the rows whose logits are wanted: [logit_rows, width]."""
+        return self._add(kinds.GATHER, "gather", (x,), LOGITS, x.width, (), {})
+
+    def head(self, x: Value, weight: Weight) -> Value:
+        """[logit_rows, vocabulary]."""
+        return self._add(kinds.HEAD, "head", (x,), x.rows, weight.rows, (weight,), {"parts": 1, "biased": (False,)})
+
+    def sample(self, logits: Value) -> Value:
+        """Choose or score one token per logit row (state.plan.LogitRow)."""
+        return self._add(kinds.SAMPLE, "sample", (logits,), logits.rows, 1, (), {})
+
+    # -- end
+
+    def finish(self) -> Program:
+        lines = tuple(self._lines)
+        windows = sorted({line.attributes["window"] for line in lines if line.op.kind == "attend"} - {0})
+        return Program(self._name, lines, tuple(self._values), tuple(self._cuts), tuple(windows), fuse(lines))
+
+    def _add(
+        self, op: Op, name: str, inputs: tuple[Value, ...], rows: str, width: int, weights: tuple[Weight, ...],
+        attributes: Mapping[str, Any],
+    ) -> Value:  # fmt: skip
+        for value in inputs:
+            if value.id >= len(self._values) or self._values[value.id] is not value:
+                raise InvariantError(f"{self._prefix}{name} reads a value of another Program")
+        output = Value(len(self._values), rows, width)
+        self._values.append(output)
+        line = Line(len(self._lines), op, self._prefix + name, self._layer, inputs, output, weights, attributes)
+        self._lines.append(line)
+        return output
+
+
+# Peephole patterns, longest first: consecutive lines of these kinds, each read only by the next, run as one group (D8).
+FUSED = (
+    ("norm", "linear", "activation"),
+    ("norm", "linear"),
+    ("rope", "attend"),
+    ("linear", "add"),
+)
+
+
+def fuse(lines: tuple[Line, ...]) -> tuple[tuple[int, int], ...]:
+    """Cut the list into groups [a, b) that cover it; a group is one line or a match of FUSED."""
+    readers: dict[int, list[int]] = {}
+    for line in lines:
+        for value in line.inputs:
+            readers.setdefault(value.id, []).append(line.index)
+    groups = []
+    start = 0
+    while start < len(lines):
+        stop = next(
+            (
+                start + len(pattern)
+                for pattern in FUSED
+                if tuple(line.op.kind for line in lines[start : start + len(pattern)]) == pattern
+                and all(readers.get(lines[i].output.id) == [i + 1] for i in range(start, start + len(pattern) - 1))
+            ),
+            start + 1,
+        )
+        groups.append((start, stop))
+        start = stop
+    return tuple(groups)

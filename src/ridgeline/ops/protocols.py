@@ -1,0 +1,70 @@
+"""What operators need to know of weights and of kept state; higher rooms bring the objects."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+class Format(Protocol):
+    """How a matrix [rows, columns] is stored. Implemented in formats/, one file each."""
+
+    name: str
+    group: int  # columns must be a multiple of this
+
+    def nbytes(self, rows: int, columns: int) -> int: ...
+
+    def pack(self, values: Floats) -> npt.NDArray[np.uint8]:
+        """[rows, columns] f32 -> bytes in file order."""
+        ...
+
+    def unpack(self, data: npt.NDArray[np.uint8], rows: int, columns: int) -> Floats:
+        """Bytes in file order -> [rows, columns] f32."""
+        ...
+
+
+class Weight(Protocol):
+    """A named matrix [rows, columns] (a vector has rows == 1). `data` is None for a descriptor (A8)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def format(self) -> Format: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def data(self) -> npt.NDArray[np.uint8] | None: ...
+
+    def unpack(self) -> Floats:
+        """[rows, columns] f32; raises InvariantError on a descriptor."""
+        ...
+
+
+class KvStorage(Protocol):
+    """How a kept token's K and V are stored (memory/storage/)."""
+
+    name: str
+
+    def bytes_per_token(self, kv_heads: int, head_dim: int) -> int:
+        """K and V of one token in one layer."""
+        ...
+
+
+class KvView(Protocol):
+    """The state of one layer during a step, for reference bodies. Tensors are torch tensors, f32."""
+
+    def append(self, k: Any, v: Any) -> None:
+        """Store k, v: [tokens, kv_heads, head_dim] of this step's tokens, rounded as the storage rounds."""
+        ...
+
+    def read(self, sequence: int) -> tuple[Any, Any]:
+        """K, V of batch entry `sequence`, [context, kv_heads, head_dim], as the storage gives them back."""
+        ...

@@ -1,0 +1,22 @@
+"""StepView: what a meaning sees of the step it runs in. Filled by run/; tensors are torch tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .protocols import KvView, Weight
+
+
+class StepView(Protocol):
+    token_ids: Any  # [tokens] int64
+    positions: Any  # [tokens] int64, absolute
+    bounds: tuple[tuple[int, int], ...]  # rows [a, b) of each batch entry
+    logit_tokens: Any  # [logit_rows] int64: token row of each logit row
+    rows: tuple[Any, ...]  # [logit_rows] state.plan.LogitRow
+    results: list[Any]  # [logit_rows] state.plan.RowResult, filled by `sample`
+
+    def tensor(self, weight: Weight) -> Any:
+        """[rows, columns] f32, as the stored bits mean it."""
+        ...
+
+    def kv(self, layer: int) -> KvView: ...

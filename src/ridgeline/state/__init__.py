@@ -1,0 +1,1 @@
+"""The nouns that travel: Request, Sequence, StepPlan, StepResult, TokenEvent."""

@@ -1,0 +1,32 @@
+"""TokenEvent: what leaves the engine. Token ids only; text is made by the reader."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """Log-probabilities of one token. `top`: (token, logprob), most likely first."""
+
+    token: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenEvent(msgspec.Struct, frozen=True):
+    """New tokens of one request.
+
+    finish: None while it runs; "stop" (a stop id), "length", "cancelled" or "error" with the last event.
+    at_s: engine clock when the step that made them ended.
+    """
+
+    request: str
+    tokens: tuple[int, ...]
+    at_s: float
+    scored: tuple[Scored, ...] = ()
+    prompt_scored: tuple[Scored, ...] = ()  # positions 1.. of the prompt, sent with the first event
+    finish: str | None = None
+    error: str | None = None
+    preemptions: int = 0
+    tokens_recomputed: int = 0

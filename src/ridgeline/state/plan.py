@@ -1,0 +1,84 @@
+"""StepPlan and StepResult: what one step computes, and what came out. Whole and frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .request import Sampling
+
+Ints = npt.NDArray[np.int32]
+SequenceId = int
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRow:
+    """One row of logits wanted from an entry.
+
+    offset: index of the token inside the entry whose output is projected.
+    position: absolute position of the token being chosen; keys the random numbers.
+    target: >= 0 to score this token instead of choosing one (prompt logprobs, perplexity).
+    history: (token ids, prompt length) for penalties; None when the sampling needs none.
+    """
+
+    offset: int
+    position: int
+    sampling: Sampling
+    choice: int = 0
+    target: int = -1
+    logprobs: int = -1  # -1: no log-probabilities wanted; k >= 0: of the chosen token and the k most likely
+    history: tuple[tuple[int, ...], int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sequence's share of a step: run `tokens` of `program` from absolute position `start`.
+
+    blocks: the block table (int32), long enough for start + len(tokens). Shared, not copied: the
+    memory appends to it only between collect and the next plan.
+    """
+
+    sequence: SequenceId
+    start: int
+    tokens: tuple[int, ...]
+    blocks: Ints
+    rows: tuple[LogitRow, ...] = ()
+    program: str = "model"
+    layers: tuple[int, int] | None = None  # None: all
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    entries: tuple[Entry, ...]
+    released: tuple[SequenceId, ...] = ()  # the runner may forget these
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.entries
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(entry.tokens) for entry in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What one LogitRow gave. Natural logarithms; `top` is most likely first."""
+
+    token: int
+    logprob: float | None = None
+    rank: int | None = None  # 0: the most likely token
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """rows[i][j] answers plan.entries[i].rows[j]."""
+
+    rows: tuple[tuple[RowResult, ...], ...]
+    started_s: float
+    ended_s: float
+    line_ns: npt.NDArray[np.int64] | None = None  # nanoseconds by Program line
+    native_calls: int = 0
