@@ -1,0 +1,70 @@
+"""Binding: which body runs each line of a Program. Decided once, at load; `ridgeline doctor` prints the table.
+
+A line without a native body runs its reference (PyTorch) and slows only itself; without PyTorch that is a UserError.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from dataclasses import dataclass
+
+from ridgeline.kernels.packing import NATIVE_FORMATS
+from ridgeline.kit.errors import UserError
+from ridgeline.ops.op import Line
+from ridgeline.ops.program import Program
+
+BODIES = ("cpp", "torch")
+NATIVE_KINDS = frozenset(("embed", "norm", "linear", "rope", "attend", "activation", "add", "gather", "head", "sample"))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A Program and the name of the body of each of its lines."""
+
+    program: Program
+    bodies: tuple[str, ...]
+
+    @property
+    def is_native(self) -> bool:
+        """Whether a whole step is one native call (D9)."""
+        return all(body == "cpp" for body in self.bodies)
+
+    def table(self) -> list[tuple[str, str, int, str]]:
+        """(part, body, lines, why not native) for every part and body in use."""
+        rows: Counter[tuple[str, str, str]] = Counter()
+        for line, body in zip(self.program, self.bodies, strict=True):
+            rows[line.part, body, "" if body == "cpp" else lacking(line) or "asked for"] += 1
+        return [(part, body, lines, why) for (part, body, why), lines in rows.items()]
+
+
+def bind(program: Program, *, body: str = "cpp", reference: frozenset[str] = frozenset()) -> Bound:
+    """`body` for every line that has it; `reference` names parts (e.g. "attend") forced to the reference body."""
+    if body not in BODIES:
+        raise UserError(f"unknown body {body!r}. Known: {', '.join(BODIES)}.")
+    unknown = reference - {line.part for line in program}
+    if unknown:
+        raise UserError(f"no operator is called {', '.join(sorted(unknown))} in {program.name}.")
+    bodies = tuple(
+        "cpp" if body == "cpp" and line.part not in reference and not lacking(line) else "torch" for line in program
+    )
+    if "torch" in bodies and importlib.util.find_spec("torch") is None:
+        line = program.lines[bodies.index("torch")]
+        why = lacking(line) or "its reference body was asked for"
+        raise UserError(
+            f"{line.name} needs PyTorch ({why}). Install ridgeline[torch], or use --weights bf16 with --body cpp."
+        )
+    return Bound(program, bodies)
+
+
+def lacking(line: Line) -> str:
+    """Why the native library cannot run this line; empty when it can."""
+    if line.op.kind not in NATIVE_KINDS:
+        return f"no native body for {line.op.kind}"
+    for weight in line.weights[: line.attributes.get("parts", 1)]:
+        if line.op.kind != "norm" and weight.format.name not in NATIVE_FORMATS:
+            return f"no native body for weights in {weight.format.name}"
+    storage = line.attributes.get("storage")
+    if storage is not None and getattr(storage, "native", -1) < 0:
+        return f"no native body for KV in {storage.name}"
+    return ""

@@ -1,0 +1,164 @@
+"""Lines bound to "cpp" become instructions of the native tape (kernels/cpp/ridgeline.h). Pure translation.
+
+Keeps alive what the instructions point to: packed weights, bias and gain vectors, rope tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ridgeline.kernels import native
+from ridgeline.kernels.packing import NATIVE_FORMATS, pack
+from ridgeline.ops.op import LOGITS, Line, Value
+from ridgeline.ops.program import Program
+from ridgeline.ops.protocols import Weight
+
+from .arena import Arena, fused_adds
+
+QUANTISED_FORMATS = frozenset(("q8_0", "q4_1"))
+OPCODES = {
+    "embed": native.RL_EMBED,
+    "norm": native.RL_NORM,
+    "linear": native.RL_LINEAR,
+    "head": native.RL_LINEAR,
+    "rope": native.RL_ROPE,
+    "attend": native.RL_ATTEND,
+    "activation": native.RL_ACTIVATION,
+    "add": native.RL_ADD,
+    "gather": native.RL_GATHER,
+    "sample": native.RL_SAMPLE,
+}
+ACTIVATIONS = {"silu": native.RL_SILU, "gelu_tanh": native.RL_GELU_TANH}
+
+
+def quantised_values(program: Program, bodies: tuple[str, ...]) -> frozenset[int]:
+    """Values that integer linears read as int8."""
+    return frozenset(
+        line.inputs[0].id
+        for line, body in zip(program, bodies, strict=True)
+        if body == "cpp"
+        and line.op.kind in ("linear", "head")
+        and any(w.format.name in QUANTISED_FORMATS for w in line.weights[: line.attributes["parts"]])
+    )
+
+
+class PackedWeights:
+    """Native weights by identity, packed once; a tied head shares the embedding's bytes."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, Any] = {}
+        self._sources: list[Weight] = []  # keeps id() unique
+
+    def matrix(self, weight: Weight) -> Any:
+        if id(weight) not in self._packed:
+            self._sources.append(weight)
+            self._packed[id(weight)] = pack(weight.data, weight.format.name, weight.rows, weight.columns)
+        return self._packed[id(weight)]
+
+    def vector(self, weight: Weight) -> Any:
+        if id(weight) not in self._packed:
+            self._sources.append(weight)
+            self._packed[id(weight)] = np.ascontiguousarray(weight.unpack()[0], dtype=np.float32)
+        return self._packed[id(weight)]
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes of everything packed."""
+        return sum(int(getattr(item, "data", item).nbytes) for item in self._packed.values())
+
+
+class Emitter:
+    """Translates runs of lines; one per runner."""
+
+    def __init__(self, program: Program, bodies: tuple[str, ...], arena: Arena) -> None:
+        self.weights = PackedWeights()
+        self.kept: list[Any] = []
+        self._program, self._arena = program, arena
+        self._fused = fused_adds(program, bodies)
+        self._absorbed = set(self._fused.values())
+
+    def tape(self, start: int, stop: int) -> Any:
+        """A native Tape of lines [start, stop)."""
+        instructions = [
+            self._instruction(line) for line in self._program.lines[start:stop] if line.index not in self._absorbed
+        ]
+        return native.Tape(instructions, self.kept)
+
+    def _instruction(self, line: Line) -> Any:
+        out = line.output
+        instruction = native.RlInstr(
+            op=OPCODES[line.op.kind], line=line.index, per_logit_row=int(out.rows == LOGITS), parts=1,
+            width_in=line.inputs[0].width if line.inputs else 0, width_out=out.width,
+            **{"in": self._offset(line.inputs[0]) if line.inputs else -1},
+            in2=-1, out=-1, in_quant=-1, out_quant=-1, layer=line.layer or 0, scale=1.0,
+        )  # fmt: skip
+        if line.index in self._fused:
+            add = self._program.lines[self._fused[line.index]]
+            residual = next(v for v in add.inputs if v.id != out.id)
+            instruction.in2, out = self._offset(residual), add.output
+        if line.op.kind != "sample":
+            instruction.out = self._offset(out)
+        instruction.out_quant = self._arena.quantised.get(out.id, -1)
+        fill = getattr(self, f"_{line.op.kind}", None)
+        if fill is not None:
+            fill(instruction, line)
+        return instruction
+
+    def _offset(self, value: Value) -> int:
+        return self._arena.offsets[value.id]
+
+    def _embed(self, instruction: Any, line: Line) -> None:
+        instruction.scale = line.attributes["scale"]
+        self._matrix(instruction, 0, line.weights[0])
+
+    def _norm(self, instruction: Any, line: Line) -> None:
+        instruction.eps = line.attributes["eps"]
+        gain = self.weights.vector(line.weights[0])
+        instruction.weight[0].data = gain.ctypes.data
+        instruction.weight[0].bytes = gain.nbytes
+        instruction.weight[0].format = native.RL_F32
+        instruction.weight[0].rows, instruction.weight[0].columns = 1, len(gain)
+
+    def _linear(self, instruction: Any, line: Line) -> None:
+        parts = line.attributes["parts"]
+        instruction.parts = parts
+        biases = iter(line.weights[parts:])
+        for part, (weight, biased) in enumerate(zip(line.weights[:parts], line.attributes["biased"], strict=True)):
+            self._matrix(instruction, part, weight)
+            if biased:
+                instruction.weight[part].bias = self.weights.vector(next(biases)).ctypes.data
+        instruction.in_quant = self._arena.quantised.get(line.inputs[0].id, -1)
+
+    _head = _linear
+
+    def _rope(self, instruction: Any, line: Line) -> None:
+        rope = line.attributes["rope"]
+        self._heads(instruction, line)
+        cos, sin = rope.tables()
+        self.kept += [cos, sin]
+        instruction.rotary_dim = rope.dim
+        instruction.flags = native.RL_ROPE_INTERLEAVED if rope.interleaved else 0
+        instruction.rope_cos, instruction.rope_sin = cos.ctypes.data, sin.ctypes.data
+
+    def _attend(self, instruction: Any, line: Line) -> None:
+        self._heads(instruction, line)
+        instruction.scale, instruction.window = line.attributes["scale"], line.attributes["window"]
+
+    def _activation(self, instruction: Any, line: Line) -> None:
+        instruction.activation = ACTIVATIONS[line.attributes["function"]]
+
+    def _add(self, instruction: Any, line: Line) -> None:
+        instruction.in2 = self._offset(line.inputs[1])
+
+    def _heads(self, instruction: Any, line: Line) -> None:
+        instruction.heads, instruction.kv_heads = line.attributes["heads"], line.attributes["kv_heads"]
+        instruction.head_dim = line.attributes["head_dim"]
+
+    def _matrix(self, instruction: Any, part: int, weight: Weight) -> None:
+        packed = self.weights.matrix(weight)
+        data = getattr(packed, "data", packed)
+        slot = instruction.weight[part]
+        slot.data, slot.bytes = data.ctypes.data, data.nbytes
+        slot.format, slot.rows, slot.columns = NATIVE_FORMATS[weight.format.name], weight.rows, weight.columns

@@ -1,0 +1,165 @@
+"""Runner: executes StepPlans on a bound Program. Adjacent native lines are one call; the rest are call-outs.
+
+Owns the arena, the packed weights, the thread team and the step's arrays. Called by engine/ through StepRunner.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.kernels import native
+from ridgeline.kit.clock import Clock
+from ridgeline.kit.errors import InvariantError
+from ridgeline.memory.kv_pool import KvPool
+from ridgeline.ops.op import TOKENS, Value
+from ridgeline.ops.program import Program
+from ridgeline.state.plan import RowResult, StepPlan, StepResult
+
+from .arena import StepLimits, plan_arena
+from .batch import NativeBatch
+from .bind import Bound
+from .emit import Emitter, quantised_values
+from .torch_body import TensorCache, TorchStep, run_line
+
+
+def arena_bytes(bound: Bound, limits: StepLimits) -> int:
+    """Bytes of intermediates for the largest step: what the memory bill calls activations."""
+    quantised = quantised_values(bound.program, bound.bodies)
+    return plan_arena(bound.program, bound.bodies, limits, quantised).nbytes
+
+
+class Runner:
+    """Implements state.ports.StepRunner at depth 0: submit runs the step, collect hands out its result."""
+
+    def __init__(
+        self, bound: Bound, pool: KvPool, *, limits: StepLimits, threads: int, clock: Clock, device: str = "cpu"
+    ) -> None:
+        if device != "cpu" and any(body == "cpp" for body in bound.bodies):
+            raise InvariantError(f"native bodies cannot run on {device}")
+        self.bound, self.pool, self.limits, self.threads = bound, pool, limits, threads
+        self.native_calls = 0
+        self._clock, self._device = clock, device
+        program, bodies = bound.program, bound.bodies
+        plan = plan_arena(program, bodies, limits, quantised_values(program, bodies))
+        self._offsets = plan.offsets
+        self._line_ns = np.zeros(len(program.lines), np.int64)
+        self._tensors = TensorCache(device)
+        self._values: dict[int, Any] = {}
+        self._emitter = Emitter(program, bodies, plan)
+        self._segments: list[tuple[int, int, Any]] = []  # lines [a, b) and their tape, None: reference
+        for body, lines in groupby(program.lines, key=lambda line: bodies[line.index]):
+            span = [line.index for line in lines]
+            tape = self._emitter.tape(span[0], span[-1] + 1) if body == "cpp" else None
+            self._segments.append((span[0], span[-1] + 1, tape))
+        self._is_mixed = "torch" in bodies
+        self._batch = NativeBatch(limits, self._line_ns)
+        self._head = next((line.output for line in program if line.op.kind == "head"), None)
+        if "cpp" in bodies:
+            attend = next(line.attributes for line in program if line.op.kind == "attend")
+            self._team = native.Team(threads)
+            self._arena = native.aligned(plan.nbytes)
+            self._scratch = native.aligned(
+                native.scratch_bytes(
+                    threads, limits.tokens, limits.context, attend["heads"], attend["head_dim"],
+                    self._head.width if self._head else 0,
+                )
+            )  # fmt: skip
+            self._pool = native.pool(pool)
+
+    # -- StepRunner
+
+    def submit(self, plan: StepPlan) -> StepResult:
+        self._check(plan)
+        started = self._clock.now()
+        calls = self.native_calls
+        batch = self._batch
+        batch.fill(plan)
+        step = TorchStep(plan, self.pool, self._tensors, self._device) if self._is_mixed else None
+        for start, stop, tape in self._segments:
+            if tape is not None:
+                native.execute(self._team, tape, self._arena, self._scratch, self._pool, batch.struct)
+                self.native_calls += 1
+            else:
+                self._run_reference(step, start, stop, plan)
+        rows = batch.results(plan)
+        if step is not None and self.bound.bodies[-1] == "torch":
+            answers = iter(step.results)
+            rows = tuple(tuple(_answered(next(answers)) for _ in entry.rows) for entry in plan.entries)
+        return StepResult(rows, started, self._clock.now(), self._line_ns.copy(), self.native_calls - calls)
+
+    def collect(self, ticket: object) -> StepResult:
+        if not isinstance(ticket, StepResult):
+            raise InvariantError("collect got a ticket that submit never gave")
+        return ticket
+
+    def close(self) -> None:
+        if "cpp" in self.bound.bodies:
+            self._team.close()
+
+    # -- facts
+
+    @property
+    def resident_weight_bytes(self) -> int:
+        """Weights as this runner keeps them in memory."""
+        return self._emitter.weights.nbytes + self._tensors.nbytes
+
+    def last_logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """Raw logits [rows, vocabulary] of the step just run; a copy."""
+        if self._head is None:
+            raise InvariantError("this Program has no head")
+        if self._head.id in self._values:
+            return np.asarray(self._values[self._head.id].cpu().numpy()[:rows]).copy()
+        return self._view(self._head, rows).copy()
+
+    # -- inside
+
+    def _check(self, plan: StepPlan) -> None:
+        limits = self.limits
+        rows = sum(len(entry.rows) for entry in plan.entries)
+        if plan.tokens > limits.tokens or rows > limits.logit_rows or len(plan.entries) > limits.sequences:
+            raise InvariantError(
+                f"a step of {plan.tokens} tokens, {rows} logit rows and {len(plan.entries)} sequences was planned; "
+                f"the runner is built for {limits}"
+            )
+        for entry in plan.entries:
+            if entry.start + len(entry.tokens) > min(limits.context, len(entry.blocks) * self.pool.block_tokens):
+                raise InvariantError(f"sequence {entry.sequence} would run past its blocks or the context")
+
+    def _run_reference(self, step: TorchStep | None, start: int, stop: int, plan: StepPlan) -> None:
+        if step is None:
+            raise InvariantError("a reference segment without a reference step")
+        program: Program = self.bound.program
+        for line in program.lines[start:stop]:
+            began = time.perf_counter_ns()
+            for value in line.inputs:
+                if self.bound.bodies[self._producer(value)] == "cpp":
+                    import torch  # noqa: PLC0415  heavy and optional
+
+                    self._values[value.id] = torch.from_numpy(self._view(value, self._rows(value, plan)))
+            output = run_line(step, line, self._values)
+            self._values[line.output.id] = output
+            if "cpp" in self.bound.bodies and line.output.id in self._offsets and line.op.kind != "sample":
+                self._view(line.output, self._rows(line.output, plan))[:] = output.cpu().numpy()
+            self._line_ns[line.index] = time.perf_counter_ns() - began
+
+    def _producer(self, value: Value) -> int:
+        return next(line.index for line in self.bound.program if line.output is value)
+
+    def _rows(self, value: Value, plan: StepPlan) -> int:
+        return plan.tokens if value.rows == TOKENS else sum(len(entry.rows) for entry in plan.entries)
+
+    def _view(self, value: Value, rows: int) -> npt.NDArray[np.float32]:
+        begin = self._offsets[value.id]
+        view = self._arena[begin : begin + rows * value.width * 4].view(np.float32)
+        return view.reshape(rows, value.width)
+
+
+def _answered(result: RowResult | None) -> RowResult:
+    if result is None:
+        raise InvariantError("a logit row was planned and not answered")
+    return result

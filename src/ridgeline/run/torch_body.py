@@ -1,0 +1,116 @@
+"""The reference binding: lines run as their meaning in PyTorch, on views of the arena or on their own tensors.
+
+Owns the StepView of a step. Slow and total: every storage and format works here through its NumPy pack and unpack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.storage.storage import BLOCK_TOKENS
+from ridgeline.ops.protocols import Weight
+from ridgeline.state.plan import LogitRow, RowResult, StepPlan
+
+
+class TensorCache:
+    """f32 tensors of weights, unpacked once, kept per device."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._tensors: dict[int, Any] = {}
+
+    def get(self, weight: Weight) -> Any:
+        import torch  # noqa: PLC0415  heavy and optional
+
+        if id(weight) not in self._tensors:
+            self._tensors[id(weight)] = torch.from_numpy(np.ascontiguousarray(weight.unpack())).to(self._device)
+        return self._tensors[id(weight)]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.numel() * 4 for tensor in self._tensors.values())
+
+
+class TorchStep:
+    """Implements ops.step.StepView for one plan."""
+
+    def __init__(self, plan: StepPlan, pool: KvPool, tensors: TensorCache, device: str) -> None:
+        import torch  # noqa: PLC0415  heavy and optional
+
+        self._plan, self._pool, self._tensors, self._device = plan, pool, tensors, device
+        ids = [token for entry in plan.entries for token in entry.tokens]
+        places = [entry.start + i for entry in plan.entries for i in range(len(entry.tokens))]
+        self.token_ids = torch.tensor(ids, dtype=torch.int64, device=device)
+        self.positions = torch.tensor(places, dtype=torch.int64, device=device)
+        starts = np.cumsum([0, *(len(entry.tokens) for entry in plan.entries)]).tolist()
+        self.bounds = tuple(zip(starts[:-1], starts[1:], strict=True))
+        self.rows: tuple[LogitRow, ...] = tuple(row for entry in plan.entries for row in entry.rows)
+        wanted = [begin + row.offset for begin, entry in zip(starts, plan.entries, strict=False) for row in entry.rows]
+        self.logit_tokens = torch.tensor(wanted, dtype=torch.int64, device=device)
+        self.results: list[RowResult | None] = [None] * len(self.rows)
+
+    def tensor(self, weight: Weight) -> Any:
+        return self._tensors.get(weight)
+
+    def kv(self, layer: int) -> PagedView:
+        return PagedView(self._plan, self._pool, layer, self._device)
+
+
+class PagedView:
+    """Implements ops.protocols.KvView on the pool's pages through the storage's pack and unpack."""
+
+    def __init__(self, plan: StepPlan, pool: KvPool, layer: int, device: str) -> None:
+        self._plan, self._pool, self._layer, self._device = plan, pool, layer, device
+
+    def append(self, k: Any, v: Any) -> None:
+        keys, values = k.cpu().numpy(), v.cpu().numpy()  # [tokens, kv_heads, head_dim]
+        pool, storage = self._pool, self._pool.storage
+        row = 0
+        for entry in self._plan.entries:
+            end = entry.start + len(entry.tokens)
+            for block in range(entry.start // BLOCK_TOKENS, (end - 1) // BLOCK_TOKENS + 1):
+                first, last = max(entry.start, block * BLOCK_TOKENS), min(end, (block + 1) * BLOCK_TOKENS)
+                inside = slice(first - block * BLOCK_TOKENS, last - block * BLOCK_TOKENS)
+                source = slice(row + first - entry.start, row + last - entry.start)
+                for head in range(keys.shape[1]):
+                    page = int(entry.blocks[block])
+                    key_page = pool.keys(page, self._layer, head)
+                    value_page = pool.values(page, self._layer, head)
+                    kept = storage.unpack_keys(key_page, keys.shape[2])
+                    kept[inside] = keys[source, head]
+                    key_page[:] = storage.pack_keys(kept)
+                    kept = storage.unpack_values(value_page, keys.shape[2])
+                    kept[inside] = values[source, head]
+                    value_page[:] = storage.pack_values(kept)
+            row += len(entry.tokens)
+
+    def read(self, sequence: int) -> tuple[Any, Any]:
+        import torch  # noqa: PLC0415  heavy and optional
+
+        entry, pool = self._plan.entries[sequence], self._pool
+        context = entry.start + len(entry.tokens)
+        blocks = [int(b) for b in entry.blocks[: (context + BLOCK_TOKENS - 1) // BLOCK_TOKENS]]
+        heads, dim = pool.kv_heads, pool.head_dim
+        keys = np.empty((len(blocks) * BLOCK_TOKENS, heads, dim), np.float32)
+        values = np.empty_like(keys)
+        for index, block in enumerate(blocks):
+            inside = slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
+            for head in range(heads):
+                keys[inside, head] = pool.storage.unpack_keys(pool.keys(block, self._layer, head), dim)
+                values[inside, head] = pool.storage.unpack_values(pool.values(block, self._layer, head), dim)
+        return (
+            torch.from_numpy(keys[:context]).to(self._device),
+            torch.from_numpy(values[:context]).to(self._device),
+        )
+
+
+def run_line(step: TorchStep, line: Any, values: Mapping[int, Any]) -> Any:
+    """One line as its meaning; no autograd."""
+    import torch  # noqa: PLC0415  heavy and optional
+
+    with torch.inference_mode():
+        return line.op.meaning(step, line, *(values[value.id] for value in line.inputs))
