@@ -1,0 +1,1 @@
+"""Tests mirror the package, room by room; arch/ and conformance/ judge the whole."""
