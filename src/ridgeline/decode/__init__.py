@@ -1,0 +1,1 @@
+"""How many tokens to run next and what results commit: decoders and proposers."""

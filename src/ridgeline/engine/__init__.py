@@ -1,0 +1,1 @@
+"""The loop, its process, its client, and the one place that composes it all (build)."""

@@ -1,0 +1,1 @@
+"""Where sequences keep their state: block pool, block tables, the KV bytes, storages and retentions."""

@@ -1,0 +1,1 @@
+"""Who runs next: the mechanism (budget, blocks, commit) and one file a policy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .plan import StepPlan, StepResult
+from .plan import Ints, StepPlan, StepResult
 from .sequence import Sequence
 
 
@@ -35,8 +35,16 @@ class SequenceMemory(Protocol):
         """Make room for `tokens` more computed tokens; False (and no change) when there is none."""
         ...
 
-    def blocks_of(self, sequence: Sequence) -> object:
+    def has_headroom(self, sequences: int) -> bool:
+        """Whether `sequences` running sequences could each grow by one more block without evicting anyone."""
+        ...
+
+    def blocks_of(self, sequence: Sequence) -> Ints:
         """The block table (int32 array) for an Entry."""
+        ...
+
+    def holds(self, sequence: Sequence) -> int:
+        """Blocks held by the sequence."""
         ...
 
     def release(self, sequence: Sequence) -> None:

@@ -59,6 +59,11 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice depends on the tokens before it."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One generation asked for. `arrival_s` is on the engine's clock; None: when it reaches the engine."""
@@ -73,3 +78,32 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0  # lower runs first, for policies that care
     choice: int = 0  # index among the choices of one user request; keys the random numbers
     arrival_s: float | None = None
+
+    def tokens_most(self, context: int) -> int:
+        """Most tokens whose state is ever computed: the last token of the output is chosen but never run."""
+        return min(len(self.prompt) + max(self.max_tokens - 1, 0), context)
+
+    def check(self, vocabulary: int, context: int) -> None:
+        """Raise UserError for what cannot be done as asked; nothing is truncated."""
+        self.sampling.check(vocabulary)
+        tokens = len(self.prompt)
+        if not tokens:
+            raise UserError("the prompt is empty; give at least one token.")
+        _check_ids(self.prompt, vocabulary, "the prompt")
+        _check_ids(self.stop_ids, vocabulary, "stop_ids")
+        if self.max_tokens < 0 or (self.max_tokens == 0 and self.prompt_logprobs is None):
+            raise UserError(f"max_tokens is {self.max_tokens}; it must be >= 1 (0 only together with prompt_logprobs).")
+        if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
+            raise UserError(f"prompt_logprobs is {self.prompt_logprobs}; it must be in [0, {MAX_LOGPROBS}].")
+        room = context - 1 if self.max_tokens else context
+        if tokens > room:
+            raise UserError(
+                f"the prompt has {tokens} tokens; a context of {context} leaves room for {room}. "
+                f"Shorten it, or start with a larger --context if the model has one."
+            )
+
+
+def _check_ids(ids: tuple[int, ...], vocabulary: int, where: str) -> None:
+    if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+        wrong = next(i for i in ids if not 0 <= i < vocabulary)
+        raise UserError(f"{where} holds token {wrong}; this model's ids are 0 to {vocabulary - 1}.")

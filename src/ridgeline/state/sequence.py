@@ -9,7 +9,7 @@ from .plan import SequenceId
 from .request import Request
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """Progress is a number (DESIGN §1):
 

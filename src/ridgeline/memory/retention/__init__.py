@@ -1,0 +1,1 @@
+"""Which tokens are kept: one file a retention."""

@@ -1,0 +1,1 @@
+"""How a kept token is stored: one file a storage."""

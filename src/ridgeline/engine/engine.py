@@ -1,0 +1,68 @@
+"""The engine: plan, submit, collect, observe, commit. It owns the loop and nothing else.
+
+Built by engine/build.py; driven by engine/process.py (its own process) or directly by tests and the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ridgeline.kit.clock import Clock
+from ridgeline.schedule.scheduler import Scheduler
+from ridgeline.state.event import TokenEvent
+from ridgeline.state.messages import EngineFacts
+from ridgeline.state.plan import StepPlan, StepResult
+from ridgeline.state.ports import StepObserver, StepRunner
+from ridgeline.state.request import Request
+from ridgeline.state.sequence import Sequence
+
+
+class Unobserved:
+    """Watches nothing."""
+
+    def on_step(self, plan: StepPlan, result: StepResult) -> None:
+        pass
+
+    def on_finish(self, sequence: Sequence, reason: str, at_s: float) -> None:
+        pass
+
+
+class Engine:
+    """One model, one scheduler, one runner. Not thread-safe: one thread calls everything."""
+
+    def __init__(
+        self, scheduler: Scheduler, runner: StepRunner, *, facts: EngineFacts, clock: Clock,
+        observer: StepObserver, close: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.scheduler, self.runner, self.facts, self.clock, self.observer = scheduler, runner, facts, clock, observer
+        self._close = close
+
+    def add(self, request: Request) -> None:
+        """Queue a request. UserError or CapacityError (nothing changed) when it cannot be done as asked."""
+        request.check(self.facts.vocabulary, self.facts.context)
+        self.scheduler.add(request, self.clock.now())
+
+    def cancel(self, request_id: str) -> TokenEvent | None:
+        """End a request; its last event, or None when it is not here."""
+        return self.scheduler.cancel(request_id, self.clock.now())
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def step(self) -> list[TokenEvent]:
+        """Compute one step for everybody who runs."""
+        plan = self.scheduler.plan(self.clock.now())
+        if plan.is_empty:
+            return []
+        result = self.runner.collect(self.runner.submit(plan))
+        self.observer.on_step(plan, result)
+        return self.scheduler.commit(plan, result)
+
+    def check(self) -> None:
+        """Raise InvariantError unless every block and sequence is accounted for."""
+        self.scheduler.check()
+
+    def close(self) -> None:
+        """Give threads and memory back. The engine cannot be used afterwards."""
+        self._close()

@@ -1,0 +1,74 @@
+"""KvPool: the bytes of the paged KV cache, one anonymous zero mapping. Layout is RlPool's (kernels/cpp/ridgeline.h).
+
+Block-major, then layer, then kv head; at each a K page, then a V page. Owns the mapping; who holds which block is
+BlockPool's matter, what is inside a page is the storage's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.kit.errors import CapacityError, InvariantError
+
+from .storage.storage import BLOCK_TOKENS, Storage
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class KvPool:
+    """`blocks` blocks of BLOCK_TOKENS tokens for every layer and kv head. The system gives memory on first touch."""
+
+    def __init__(self, storage: Storage, *, layers: int, kv_heads: int, head_dim: int, blocks: int) -> None:
+        if min(layers, kv_heads, head_dim, blocks) < 1:
+            raise InvariantError(f"KV pool of {layers=} {kv_heads=} {head_dim=} {blocks=}: all must be positive")
+        self.storage = storage
+        self.layers, self.kv_heads, self.head_dim, self.blocks = layers, kv_heads, head_dim, blocks
+        self.block_tokens = BLOCK_TOKENS
+        self.page_bytes = storage.page_bytes(head_dim)
+        self.head_stride = 2 * self.page_bytes
+        self.layer_stride = kv_heads * self.head_stride
+        self.block_stride = layers * self.layer_stride
+        self.data: Bytes = _zeros(blocks * self.block_stride)  # [blocks * block_stride]
+
+    @staticmethod
+    def bytes_for(storage: Storage, *, layers: int, kv_heads: int, head_dim: int, blocks: int) -> int:
+        """Bytes of such a pool, without making it."""
+        return blocks * layers * kv_heads * 2 * storage.page_bytes(head_dim)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    def keys(self, block: int, layer: int, head: int) -> Bytes:
+        """The K page [page_bytes], a writable view."""
+        start = self._offset(block, layer, head)
+        return self.data[start : start + self.page_bytes]
+
+    def values(self, block: int, layer: int, head: int) -> Bytes:
+        """The V page [page_bytes], a writable view."""
+        start = self._offset(block, layer, head) + self.page_bytes
+        return self.data[start : start + self.page_bytes]
+
+    def _offset(self, block: int, layer: int, head: int) -> int:
+        if not (0 <= block < self.blocks and 0 <= layer < self.layers and 0 <= head < self.kv_heads):
+            raise InvariantError(f"no page at block {block}, layer {layer}, head {head} of this pool")
+        return block * self.block_stride + layer * self.layer_stride + head * self.head_stride
+
+
+def _zeros(nbytes: int) -> Bytes:
+    """Private anonymous memory: zero, page-aligned, untouched until written; huge pages where the system has them."""
+    try:
+        mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise CapacityError(
+            f"the system refused {nbytes / 2**30:.1f} GiB for the KV pool ({error.strerror}). "
+            f"Ask for less with --kv-bytes, or a shorter --context."
+        ) from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without huge pages: slower, not wrong
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapping, dtype=np.uint8)

@@ -1,0 +1,18 @@
+"""all: every token is kept and read."""
+
+from __future__ import annotations
+
+from ridgeline.kit.cost import Number
+
+from .retention import Retention
+
+
+class AllRetention:
+    name = "all"
+    prefix_stable = True
+
+    def kept(self, tokens: Number) -> Number:
+        return tokens
+
+
+RETENTION: Retention = AllRetention()

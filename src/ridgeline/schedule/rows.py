@@ -1,0 +1,40 @@
+"""Which rows of logits an entry wants: the next token where it reaches the last known one, and prompt scores."""
+
+from __future__ import annotations
+
+from ridgeline.state.plan import LogitRow
+from ridgeline.state.sequence import Sequence
+
+
+def count_rows(sequence: Sequence, tokens: int) -> int:
+    """Rows wanted from the next `tokens` tokens of the sequence; at most one a token."""
+    start, end = sequence.tokens_computed, sequence.tokens_computed + tokens
+    chosen = int(end == sequence.tokens_known and sequence.request.max_tokens > 0)
+    if sequence.request.prompt_logprobs is None:
+        return chosen
+    return chosen + max(0, min(end, sequence.tokens_prompt - 1) - max(start, len(sequence.scored)))
+
+
+def fit_rows(sequence: Sequence, tokens: int, limit: int) -> int:
+    """The most of `tokens` tokens (at least 1) that want no more than `limit` >= 1 rows."""
+    while tokens > 1 and (over := count_rows(sequence, tokens) - limit) > 0:
+        tokens = max(1, tokens - over)
+    return tokens
+
+
+def make_rows(sequence: Sequence, tokens: int) -> tuple[LogitRow, ...]:
+    """The rows that count_rows counts, in order of position."""
+    request, sampling = sequence.request, sequence.request.sampling
+    start, end = sequence.tokens_computed, sequence.tokens_computed + tokens
+    rows: list[LogitRow] = []
+    if request.prompt_logprobs is not None:
+        for position in range(max(start, len(sequence.scored)), min(end, sequence.tokens_prompt - 1)):
+            target = request.prompt[position + 1]
+            rows.append(
+                LogitRow(position - start, position + 1, sampling, target=target, logprobs=request.prompt_logprobs)
+            )
+    if end == sequence.tokens_known and request.max_tokens > 0:
+        history = (tuple(sequence.tokens), sequence.tokens_prompt) if sampling.needs_history else None
+        logprobs = -1 if sampling.logprobs is None else sampling.logprobs
+        rows.append(LogitRow(tokens - 1, end, sampling, request.choice, logprobs=logprobs, history=history))
+    return tuple(rows)

@@ -1,0 +1,95 @@
+"""What the engine's process and its client say to each other: typed, tagged, one whole message at a time.
+
+Owns their shapes; framing is engine/frames.py. Unknown fields are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .event import TokenEvent
+from .request import Request
+
+ErrorKind = Literal["user", "capacity", "invariant", "internal"]
+
+
+class EngineFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was loaded and where it lives; sent once, when the engine is ready."""
+
+    model: str  # as asked for
+    name: str
+    family: str
+    is_random: bool
+    vocabulary: int
+    context: int  # tokens of prompt and output together that a sequence may have here
+    context_model: int  # what the model itself was made for
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    add_bos: bool = False
+    weights: str = "native"
+    body: str = "cpp"
+    isa: str | None = None
+    threads: int = 1
+    file_bytes: int = 0
+    resident_weight_bytes: int = 0
+    arena_bytes: int = 0
+    kv: str = "bf16"
+    kv_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    kv_blocks: int = 0
+    block_tokens: int = 16
+    step_tokens: int = 0
+    max_sequences: int = 0
+    load_s: float = 0.0
+
+
+class Start(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """First message: `config` is an EngineConfig (a higher room's noun, so opaque here)."""
+
+    config: msgspec.Raw
+
+
+class Add(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    request: Request
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    request: str
+
+
+class GetAccount(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """reset: start a new account after answering (a bench's warm-up ends here)."""
+
+    reset: bool = False
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    facts: EngineFacts
+
+
+class Tokens(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    events: tuple[TokenEvent, ...]
+
+
+class AccountReply(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """`account`: what the observer reports (a higher room's noun, so opaque here)."""
+
+    account: msgspec.Raw
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """request None: the engine itself has failed and ends."""
+
+    kind: ErrorKind
+    text: str
+    request: str | None = None
+
+
+ToEngine = Start | Add | Cancel | GetAccount | Shutdown
+FromEngine = Ready | Tokens | AccountReply | Failed
