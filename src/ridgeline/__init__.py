@@ -1,3 +1,36 @@
-"""Ridgeline: an LLM inference engine that knows why it is as fast as it is."""
+"""Ridgeline: an LLM inference engine that knows why it is as fast as it is.
+
+>>> from ridgeline import LLM
+>>> with LLM("smollm2-135m") as llm:
+...     print(llm.chat([{"role": "user", "content": "Name three fruits."}]).text)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .llm import LLM, AsyncLLM, Completion, Score
+    from .state.request import Request, Sampling
 
 __version__ = "0.1.0"
+
+__all__ = ["LLM", "AsyncLLM", "Completion", "Request", "Sampling", "Score", "__version__"]
+
+_HOMES = {
+    "LLM": ".llm",
+    "AsyncLLM": ".llm",
+    "Completion": ".llm",
+    "Score": ".llm",
+    "Sampling": ".state.request",
+    "Request": ".state.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import ridgeline` stays light (DESIGN promise 5)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ridgeline' has no attribute {name!r}")
+    return getattr(importlib.import_module(home, __name__), name)

@@ -1,0 +1,355 @@
+"""LLM and AsyncLLM: the Python face. Text in, text out; the engine runs in its own process.
+
+A composition root: joins models (tokenizer), text (templates, stop strings) and engine (client). Owns no policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+
+from ridgeline.engine.client import EngineClient, Stream
+from ridgeline.engine.config import EngineConfig
+from ridgeline.kit.errors import UserError
+from ridgeline.models.load import LoadedModel, describe
+from ridgeline.models.pull import TABLE, pull
+from ridgeline.state.event import Scored, TokenEvent
+from ridgeline.state.request import Request, Sampling
+from ridgeline.text.stop import StopStrings
+from ridgeline.text.template import render_chat
+from ridgeline.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of one answer; `finish` is set on the last."""
+
+    text: str
+    tokens: tuple[int, ...]
+    scored: tuple[Scored, ...] = ()
+    finish: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished answer. `tokens` holds every generated id, the stop id included; `text` ends before it.
+
+    Times in seconds from arrival at the engine; ttft_s: to the first token, e2e_s: to the last.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: str
+    prompt_tokens: int
+    ttft_s: float
+    e2e_s: float
+    scored: tuple[Scored, ...] = ()
+    prompt_scored: tuple[Scored, ...] = ()
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time per output token after the first (A24); None for fewer than two."""
+        return (self.e2e_s - self.ttft_s) / (len(self.tokens) - 1) if len(self.tokens) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Natural log-probability of each token of a text given those before it (the first has none)."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]  # of tokens[1:]
+    scored: tuple[Scored, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+
+class LLM:
+    """A model behind an engine process. Known names are pulled on first use.
+
+    `options` are the fields of EngineConfig (weights, kv, threads, context, max_sequences, ...); unknown ones raise
+    UserError. Use as a context manager, or call close().
+    """
+
+    def __init__(self, model: str = "smollm2-135m", *, progress: Progress | None = None, **options: Any) -> None:
+        if model in TABLE:
+            pull(model, progress)
+        self.config = _config(model, options)
+        self._numbers = itertools.count()
+        self._described: LoadedModel = describe(model, weights=self.config.weights)
+        self._tokenizer = self._described.tokenizer()
+        self._client = EngineClient(self.config)
+
+    # -- asking
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], *, max_tokens: int = 128, stop: str | Sequence[str] = (),
+        ignore_stop: bool = False, sampling: Sampling | None = None, n: int = 1, **settings: Any,
+    ) -> list[Completion]:  # fmt: skip
+        """Complete every prompt (text or token ids); all run together. `settings` are fields of Sampling.
+
+        With n > 1 the answers of a prompt stand next to each other, differing in their random numbers only.
+        """
+        asked = _sampling(sampling, settings)
+        runs = [
+            self._start(prompt, max_tokens, stop, ignore_stop, asked, choice)
+            for prompt in _as_list(prompts)
+            for choice in range(n)
+        ]
+        return [run.finish() for run in runs]
+
+    def stream(
+        self, prompt: Prompt, *, max_tokens: int = 128, stop: str | Sequence[str] = (), ignore_stop: bool = False,
+        sampling: Sampling | None = None, special: bool = False, **settings: Any,
+    ) -> Iterator[Piece]:  # fmt: skip
+        """Pieces of one answer as they are made. Closing the iterator early cancels the request."""
+        run = self._start(prompt, max_tokens, stop, ignore_stop, _sampling(sampling, settings), special=special)
+        try:
+            yield from run.pieces()
+        finally:
+            run.cancel()
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+        """One answer to a conversation, through the model's own chat template."""
+        run = self._start_ids(self.render(messages), **_split(options))
+        return run.finish()
+
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
+        """As chat, in pieces."""
+        run = self._start_ids(self.render(messages), **_split(options))
+        try:
+            yield from run.pieces()
+        finally:
+            run.cancel()
+
+    def score(self, prompts: Prompt | Sequence[Prompt], *, top: int = 0) -> list[Score]:
+        """Log-probabilities of given texts (at least two tokens each); `top`: also the most likely tokens."""
+        runs = []
+        for prompt in _as_list(prompts):
+            ids = self.encode(prompt)
+            if len(ids) < 2:
+                raise UserError(f"a text of {len(ids)} token(s) cannot be scored; give at least two.")
+            runs.append(self._submit(Request(self._name(), ids, 0, prompt_logprobs=top)))
+        return [run.score() for run in runs]
+
+    # -- text
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise UserError(f"{self.config.model} has no tokenizer; give token ids instead of text.")
+        return self._tokenizer
+
+    def encode(self, prompt: Prompt, *, special: bool = False) -> tuple[int, ...]:
+        """Token ids of text (with the model's beginning-of-sequence token if it wants one); ids pass through."""
+        if isinstance(prompt, str):
+            return tuple(self.tokenizer.encode(prompt, add_bos=self._described.spec.add_bos, special=special))
+        return tuple(prompt)
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of a conversation, ready for an answer."""
+        template = self._described.chat_template
+        if template is None:
+            raise UserError(f"{self.config.model} has no chat template; use generate() with plain text.")
+        text = render_chat(template, messages, tokenizer=self.tokenizer)
+        return tuple(self.tokenizer.encode(text, add_bos=False, special=True))
+
+    # -- engine
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the engine said when it was ready: bodies, bytes, limits."""
+        return self._client.facts
+
+    def submit(self, request: Request) -> Stream:
+        """A raw request; returns its stream of TokenEvents."""
+        return self._client.submit(request)
+
+    def account(self) -> dict[str, Any]:
+        """The engine's account since it started (perf.account)."""
+        return self._client.account()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inside
+
+    def _start(
+        self, prompt: Prompt, max_tokens: int, stop: str | Sequence[str], ignore_stop: bool, sampling: Sampling,
+        choice: int = 0, special: bool = False,
+    ) -> _Run:  # fmt: skip
+        ids = self.encode(prompt, special=special)
+        return self._start_ids(ids, max_tokens, stop, ignore_stop, sampling, choice)
+
+    def _start_ids(
+        self, ids: tuple[int, ...], max_tokens: int = 128, stop: str | Sequence[str] = (), ignore_stop: bool = False,
+        sampling: Sampling | None = None, choice: int = 0,
+    ) -> _Run:  # fmt: skip
+        request = Request(
+            self._name(), ids, max_tokens, sampling or Sampling(), self._described.spec.eos, ignore_stop, choice=choice
+        )
+        return self._submit(request, (stop,) if isinstance(stop, str) else tuple(stop))
+
+    def _submit(self, request: Request, stop: tuple[str, ...] = ()) -> _Run:
+        return _Run(self._client, request, self._tokenizer, stop)
+
+    def _name(self) -> str:
+        return f"request-{next(self._numbers)}"
+
+
+class _Run:
+    """One request under way: turns its TokenEvents into text, and ends it at a stop string."""
+
+    def __init__(
+        self, client: EngineClient, request: Request, tokenizer: Tokenizer | None, stop: tuple[str, ...]
+    ) -> None:
+        self._client, self._request = client, request
+        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer()
+        if stop and tokenizer is None:
+            raise UserError("stop strings need a tokenizer; this model has none.")
+        self._stop = StopStrings(stop)
+        self._stream = client.submit(request)
+        self._events: list[TokenEvent] = []
+        self._ended = False
+
+    def pieces(self) -> Iterator[Piece]:
+        for event in self._stream:
+            if event.error is not None:
+                self._ended = True
+                raise UserError(event.error)
+            self._events.append(event)
+            piece = self._piece(event)
+            if piece.finish is not None:
+                self._ended = True
+                self._close_early(event)
+                yield piece
+                return
+            yield piece
+
+    def finish(self) -> Completion:
+        pieces = list(self.pieces())
+        tokens = tuple(token for piece in pieces for token in piece.tokens)
+        first = next((event.at_s for event in self._events if event.tokens), self._events[-1].at_s)
+        start = self._stream.arrival_s
+        return Completion(
+            "".join(piece.text for piece in pieces), tokens, pieces[-1].finish or "", len(self._request.prompt),
+            first - start, self._events[-1].at_s - start,
+            tuple(scored for piece in pieces for scored in piece.scored),
+            tuple(scored for event in self._events for scored in event.prompt_scored),
+        )  # fmt: skip
+
+    def score(self) -> Score:
+        done = self.finish()
+        return Score(self._request.prompt, tuple(s.logprob for s in done.prompt_scored), done.prompt_scored)
+
+    def cancel(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._client.cancel(self._request.id)
+
+    def _piece(self, event: TokenEvent) -> Piece:
+        finish = event.finish
+        if self._detokenizer is None:
+            return Piece("", event.tokens, event.scored, finish)
+        shown = event.tokens[:-1] if finish == "stop" else event.tokens  # the stop id itself is not text
+        text = self._stop.push(self._detokenizer.push(shown) + (self._detokenizer.flush() if finish else ""))
+        if self._stop.matched is not None:
+            return Piece(text, event.tokens, event.scored, "stop")
+        return Piece(text + (self._stop.flush() if finish else ""), event.tokens, event.scored, finish)
+
+    def _close_early(self, event: TokenEvent) -> None:
+        if event.finish is None:  # a stop string ended it; the engine does not know yet
+            self._client.cancel(self._request.id)
+
+
+class AsyncLLM:
+    """LLM for asyncio: the same engine process, answers as async iterators."""
+
+    def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
+        self.llm = LLM(model, **options)
+
+    async def stream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Piece]:
+        """Pieces of one answer; leaving the loop early cancels the request."""
+        pieces = self.llm.stream(prompt, **options)
+        async for piece in _drained(pieces):
+            yield piece
+
+    async def stream_chat(self, messages: Sequence[Message], **options: Any) -> AsyncIterator[Piece]:
+        """As stream, through the chat template."""
+        async for piece in _drained(self.llm.stream_chat(messages, **options)):
+            yield piece
+
+    async def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
+        return await asyncio.to_thread(self.llm.generate, prompts, **options)
+
+    async def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+        return await asyncio.to_thread(self.llm.chat, messages, **options)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.llm.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def _drained(pieces: Iterator[Piece]) -> AsyncIterator[Piece]:
+    """A blocking iterator, each step in a thread; closed when the reader goes away."""
+    try:
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            await asyncio.to_thread(close)
+
+
+def _config(model: str, options: Mapping[str, Any]) -> EngineConfig:
+    unknown = set(options) - set(EngineConfig.__struct_fields__)
+    if unknown:
+        known = ", ".join(field for field in EngineConfig.__struct_fields__ if field != "model")
+        raise UserError(f"unknown engine option {', '.join(sorted(unknown))}. Known: {known}.")
+    config = msgspec.structs.replace(EngineConfig(model=model), **options)
+    config.check()
+    return config
+
+
+def _sampling(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
+    unknown = set(settings) - set(Sampling.__struct_fields__)
+    if unknown:
+        raise UserError(
+            f"unknown sampling setting {', '.join(sorted(unknown))}. Known: {', '.join(Sampling.__struct_fields__)}."
+        )
+    return msgspec.structs.replace(sampling or Sampling(), **settings)
+
+
+def _split(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of _start_ids; everything else is a sampling setting."""
+    own = {key: options[key] for key in ("max_tokens", "stop", "ignore_stop", "choice") if key in options}
+    settings = {key: value for key, value in options.items() if key not in own and key != "sampling"}
+    return own | {"sampling": _sampling(options.get("sampling"), settings)}
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many: text is one, and so is a flat list of ids."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
