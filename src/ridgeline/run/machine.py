@@ -8,6 +8,7 @@ short bursts (a ceiling is the fastest seen; other work only lowers it); the bar
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import os
 import platform
@@ -57,6 +58,9 @@ class Machine(msgspec.Struct, frozen=True):
     barrier_s: float
     measured_at: str  # ISO 8601, UTC
     source: str = "native"
+    host_s: float = 0.0  # between two native calls; measured by calibration, 0: not measured
+    # Share of its peak that a kernel reached here, by "<operator kind> <number kind>"; empty until calibrated.
+    efficiency: dict[str, float] = {}
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -75,7 +79,7 @@ class Machine(msgspec.Struct, frozen=True):
             return known[-1].bytes_per_s
         if set_bytes <= known[0].set_bytes:
             return known[0].bytes_per_s
-        for low, high in zip(known, known[1:], strict=False):
+        for low, high in itertools.pairwise(known):
             if set_bytes <= high.set_bytes:
                 share = math.log(set_bytes / low.set_bytes) / math.log(high.set_bytes / low.set_bytes)
                 return low.bytes_per_s + share * (high.bytes_per_s - low.bytes_per_s)
@@ -84,6 +88,13 @@ class Machine(msgspec.Struct, frozen=True):
     def peak(self, kind: str = "f32") -> float:
         """FLOP/s (or operations/s) of a kind; a kind that was not measured falls back to f32."""
         return self.flops_per_s.get(kind, self.flops_per_s["f32"])
+
+    def attainable(self, op_kind: str, kind: str) -> float:
+        """The peak that this operator's kernel reaches when nothing else limits it; the peak itself until calibrated.
+
+        Used to predict. A roof is always `peak`, so that a slow kernel cannot hide behind its own measurement.
+        """
+        return self.peak(kind) * self.efficiency.get(f"{op_kind} {kind}", 1.0)
 
     def ridge(self, kind: str = "f32", set_bytes: float | None = None) -> float:
         """FLOPs per byte at which compute and memory take equally long (A5)."""

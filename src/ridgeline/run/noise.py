@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class CpuWatch:
-    """Starts counting when made. Ours: this process and its descendants; foreign: everything else that ran, and steal."""
+    """Counts from when it is made. Ours: this process and its descendants; foreign: all else that ran, and steal."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc

@@ -1,0 +1,166 @@
+"""Who caused what in a step that mixes phases: `share: v1`.
+
+Every line's roofline time goes to the phases by their tokens (by logit rows for the head and sampling; attention by
+each phase's own counted time). A step's wall time follows the sum over lines. Weights are read once a step, and are
+shared the same way. Lines measured in mixed steps follow their own line's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.kit.cost import Cost
+from ridgeline.ops.batch import BatchShape
+from ridgeline.ops.op import TOKENS, Line
+from ridgeline.ops.program import Program
+from ridgeline.run.count import weight_bytes
+from ridgeline.run.estimate import compute_kind
+from ridgeline.run.machine import Machine
+
+from .account import PHASES, StepTable
+from .roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH, roof_seconds
+
+Doubles = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+ROOFS = (COMPUTE, WEIGHT_BANDWIDTH, KV_BANDWIDTH)
+
+
+@dataclass(slots=True)
+class PhaseWork:
+    """cost: totals. roof_s: [ROOFS], roofline seconds by the ceiling that binds the line in that step."""
+
+    shape: BatchShape  # arrays [steps]
+    cost: Cost = field(default_factory=Cost)
+    roof_s: Doubles = field(default_factory=lambda: np.zeros(len(ROOFS)))
+
+
+@dataclass(slots=True)
+class PartWork:
+    """One operator over all layers and steps. measured_s: [PHASES]."""
+
+    cost: Cost = field(default_factory=Cost)
+    roof_s: float = 0.0
+    measured_s: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
+
+
+class Attribution:
+    """Splits a StepTable's steps. `split`: [PHASES, steps], shares of each step's wall time; they sum to 1."""
+
+    def __init__(self, table: StepTable, program: Program, machine: Machine) -> None:
+        self.steps = len(table.step_times())
+        self.phases = [PhaseWork(shape) for shape in _shapes(table, self.steps)]
+        self.whole = _sum([phase.shape for phase in self.phases])
+        self.parts: dict[str, PartWork] = {}
+        present = np.stack([phase.shape.tokens for phase in self.phases]) > 0  # [phases, steps]
+        self.mixed_steps = int((present.sum(0) > 1).sum())
+        self._mix = (present << np.arange(len(PHASES))[:, None]).sum(0)  # [steps], the bit set of phases
+        self._machine, self._set_bytes = machine, weight_bytes(program)
+        caused_s = np.zeros((len(PHASES), self.steps))
+        line_ns = table.lines()
+        for line, indices in alike(program):
+            measured_s = line_ns[:, indices].sum(1) * 1e-9 if line_ns.shape[1] else np.zeros(len(line_ns))
+            caused_s += self._attribute(line, len(indices), measured_s)
+        tokens = np.stack([phase.shape.tokens for phase in self.phases]).astype(float)
+        caused_s = np.where(caused_s.sum(0) > 0, caused_s, tokens)
+        self.split: Doubles = caused_s / np.maximum(caused_s.sum(0), 1e-300)
+
+    def _attribute(self, line: Line, count: int, measured_s: Doubles) -> Doubles:
+        """Add `count` lines of one sort to phases and parts; returns their roofline seconds [PHASES, steps]."""
+        kind, cost = compute_kind(line), line.cost(self.whole)
+        roof_s = count * self._dense(self._roof(cost, kind))
+        shares = self._shares(line, kind)
+        binding = self._binding(cost, kind)
+        for phase, share in zip(self.phases, shares, strict=True):
+            own = line.cost(phase.shape) if line.op.kind == "attend" else _scaled(cost, share)
+            phase.cost = phase.cost + self._summed(own, count)
+            phase.roof_s += np.bincount(binding, roof_s * share, minlength=len(ROOFS))
+        part = self.parts.setdefault(line.part, PartWork())
+        part.cost = part.cost + self._summed(cost, count)
+        part.roof_s += float(roof_s.sum())
+        part.measured_s += self._measured(measured_s, roof_s * shares)
+        caused_s: Doubles = roof_s * shares
+        return caused_s
+
+    def _shares(self, line: Line, kind: str) -> Doubles:
+        """[PHASES, steps], summing to 1 in every step where the line did anything."""
+        if line.op.kind == "attend":
+            amounts = [self._dense(self._roof(line.cost(phase.shape), kind)) for phase in self.phases]
+        elif line.output.rows == TOKENS:
+            amounts = [phase.shape.tokens for phase in self.phases]
+        else:
+            amounts = [phase.shape.logit_rows for phase in self.phases]
+        stacked: Doubles = np.stack(amounts).astype(float)
+        total: Doubles = stacked.sum(0)
+        return stacked / np.where(total > 0, total, 1.0)
+
+    def _measured(self, measured_s: Doubles, caused_s: Doubles) -> Doubles:
+        """Seconds by set of phases [2^PHASES] -> seconds by phase [PHASES]."""
+        result = np.zeros(len(PHASES))
+        for mix in np.flatnonzero(measured_s):
+            members = [phase for phase in range(len(PHASES)) if mix >> phase & 1]
+            amounts = caused_s[:, self._mix == mix].sum(1)[members]
+            shares = amounts / amounts.sum() if amounts.sum() > 0 else np.full(len(members), 1 / len(members))
+            result[members] += measured_s[mix] * shares
+        return result
+
+    def _roof(self, cost: Cost, kind: str) -> Doubles:
+        return np.asarray(roof_seconds(cost, kind, self._machine, self._set_bytes))
+
+    def _binding(self, cost: Cost, kind: str) -> Integers:
+        """[steps] index into ROOFS."""
+        memory_s = (cost.weight_bytes + cost.kv_bytes) / self._machine.bandwidth(self._set_bytes)
+        is_memory = self._dense(cost.flops / self._machine.peak(kind) < memory_s)
+        is_kv = self._dense(np.greater(cost.kv_bytes, cost.weight_bytes))
+        return np.asarray(is_memory * (1 + is_kv), np.int64)
+
+    def _dense(self, value: object) -> Doubles:
+        return np.broadcast_to(np.asarray(value, float), (self.steps,))
+
+    def _summed(self, cost: Cost, count: int) -> Cost:
+        """Over steps; Python numbers, so that nothing overflows or travels as NumPy."""
+        values = (cost.flops, cost.weight_bytes, cost.kv_bytes, cost.activation_bytes)
+        return Cost(*(count * float(self._dense(value).sum()) for value in values))
+
+
+def alike(program: Program) -> Iterator[tuple[Line, list[int]]]:
+    """One line of every sort, and the indices of all of that sort: layers repeat, and equal lines cost the same."""
+    sorts: dict[object, list[Line]] = {}
+    for line in program:
+        weights = tuple((w.rows, w.columns, w.format.name, w.nbytes) for w in line.weights)
+        widths = tuple(value.width for value in line.inputs)
+        key = (line.part, line.output.rows, line.output.width, widths, weights, line.attributes.get("window"))
+        sorts.setdefault(key, []).append(line)
+    for lines in sorts.values():
+        yield lines[0], [line.index for line in lines]
+
+
+def _shapes(table: StepTable, steps: int) -> list[BatchShape]:
+    """One BatchShape of arrays [steps] for every phase; zeros where a step had none of it."""
+    rows = table.shape_rows()
+    shapes = []
+    for phase in range(len(PHASES)):
+        mine = rows[rows[:, 1] == phase]
+        dense = np.zeros((steps, rows.shape[1] - 2), np.int64)
+        dense[mine[:, 0]] = mine[:, 2:]
+        tokens, logit_rows, sequences, pairs, kv_tokens, *rest = dense.T
+        windowed = {window: (rest[2 * i], rest[2 * i + 1]) for i, window in enumerate(table.windows)}
+        shapes.append(BatchShape(tokens, logit_rows, sequences, pairs, kv_tokens, windowed))
+    return shapes
+
+
+def _sum(shapes: list[BatchShape]) -> BatchShape:
+    names = ("tokens", "logit_rows", "sequences", "pairs", "kv_tokens")
+    windowed = {
+        window: (sum(s.windowed[window][0] for s in shapes), sum(s.windowed[window][1] for s in shapes))
+        for window in shapes[0].windowed
+    }
+    sums = {name: sum(getattr(shape, name) for shape in shapes) for name in names}
+    return BatchShape(**sums, windowed=windowed)
+
+
+def _scaled(cost: Cost, share: Doubles) -> Cost:
+    return Cost(cost.flops * share, cost.weight_bytes * share, cost.kv_bytes * share, cost.activation_bytes * share)

@@ -1,0 +1,183 @@
+"""From what an Account saw to what a person asks: seconds, work and roofs by phase and by operator (A1, A3, A6).
+
+Pure arithmetic on a StepTable, a Program and a Machine; measures nothing. Mixed steps are split by attribution.py.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from ridgeline.ops.program import Program
+from ridgeline.run.count import weight_bytes
+from ridgeline.run.estimate import Estimator, compute_kind
+from ridgeline.run.machine import Machine
+
+from .account import PHASES, StepTable
+from .attribution import ROOFS, Attribution, Doubles, PartWork, PhaseWork
+from .roofline import HOST
+
+
+class PhaseSummary(msgspec.Struct, frozen=True):
+    """One phase. Bytes are those that had to move; intensity: FLOPs per byte of weights and KV.
+
+    roof: the ceiling with the largest share of roof_s. roof_share = roof_s / seconds: 1 is as fast as this machine can.
+    """
+
+    name: str
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    flops: float
+    weight_bytes: float
+    kv_bytes: float
+    activation_bytes: float
+    intensity: float
+    achieved_flops_per_s: float
+    achieved_bytes_per_s: float
+    roof: str
+    roof_s: float
+    roof_share: float
+    ridge: float
+    predicted_s: float
+    measured_per_predicted: float
+
+
+class PartSummary(msgspec.Struct, frozen=True):
+    """One operator, summed over layers. share: of the time of all steps. Empty seconds: the lines were not timed."""
+
+    name: str
+    seconds: float
+    share: float
+    by_phase_s: dict[str, float]
+    flops: float
+    weight_bytes: float
+    kv_bytes: float
+    roof_share: float
+
+
+class AccountSummary(msgspec.Struct, frozen=True):
+    """wall_s = step_s + host_s + idle_s + residual_s; step_s = operators_s + between_operators_s if timed.
+
+    bound: the roof of the phase that took longest, or "host" when steps are not the larger part of the busy time.
+    """
+
+    phases: tuple[PhaseSummary, ...]
+    parts: tuple[PartSummary, ...]
+    steps: int
+    mixed_steps: int
+    wall_s: float
+    step_s: float
+    host_s: float
+    idle_s: float
+    residual_s: float
+    operators_s: float
+    between_operators_s: float
+    predicted_s: float
+    measured_per_predicted: float
+    native_calls: int
+    bound: str
+    bandwidth_bytes_per_s: float
+    peak_flops_per_s: dict[str, float]
+    finished: dict[str, int]
+    preemptions: int
+    tokens_recomputed: int
+    share_rule: str = "share: v1"
+
+    def phase(self, name: str) -> PhaseSummary | None:
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON types, under the same names."""
+        return dict(msgspec.to_builtins(self))
+
+
+def summarise(table: StepTable, program: Program, machine: Machine) -> AccountSummary:
+    """Everything about a run that its steps can tell. An empty run gives zeros, never an error."""
+    work = Attribution(table, program, machine)
+    times = table.step_times()
+    step_s = times[:, 1] - times[:, 0]
+    estimator = Estimator(program, machine)
+    predicted = np.asarray(estimator.step_seconds(work.whole), float) if work.steps else np.zeros(0)
+    ridge = machine.ridge(_linear_kind(program, machine), weight_bytes(program))
+    phases = tuple(
+        _phase(name, phase, split, step_s, predicted, ridge)
+        for name, phase, split in zip(PHASES, work.phases, work.split, strict=True)
+        if phase.shape.tokens.any()
+    )
+    busy_s, predicted_s = float(step_s.sum()), float(predicted.sum())
+    operators_s = float(table.lines().sum() * 1e-9)
+    wall_s = float(times[-1, 1] - times[0, 0]) if work.steps else 0.0
+    longest = max(phases, key=lambda phase: phase.seconds, default=None)
+    return AccountSummary(
+        phases=phases,
+        parts=tuple(_part(name, part, busy_s) for name, part in work.parts.items()),
+        steps=work.steps,
+        mixed_steps=work.mixed_steps,
+        wall_s=wall_s,
+        step_s=busy_s,
+        host_s=table.host_s,
+        idle_s=table.idle_s,
+        residual_s=wall_s - busy_s - table.host_s - table.idle_s,
+        operators_s=operators_s,
+        between_operators_s=busy_s - operators_s if operators_s else 0.0,
+        predicted_s=predicted_s,
+        measured_per_predicted=busy_s / predicted_s if predicted_s else 0.0,
+        native_calls=table.native_calls,
+        bound=HOST if table.host_s > busy_s else longest.roof if longest else "nothing ran",
+        bandwidth_bytes_per_s=machine.bandwidth(weight_bytes(program)),
+        peak_flops_per_s=dict(machine.flops_per_s),
+        finished=table.finished,
+        preemptions=table.preemptions,
+        tokens_recomputed=table.tokens_recomputed,
+    )
+
+
+def _linear_kind(program: Program, machine: Machine) -> str:
+    """The arithmetic of the linear operators: their slowest kind gives the ridge that is printed."""
+    kinds = {compute_kind(line) for line in program if line.op.kind == "linear"} or {"f32"}
+    return min(kinds, key=machine.peak)
+
+
+def _phase(
+    name: str, work: PhaseWork, split: Doubles, step_s: Doubles, predicted: Doubles, ridge: float
+) -> PhaseSummary:
+    seconds, predicted_s, roof_s = float(split @ step_s), float(split @ predicted), float(work.roof_s.sum())
+    cost, tokens = work.cost, int(work.shape.tokens.sum())
+    moved = cost.weight_bytes + cost.kv_bytes
+    per_s = 1 / seconds if seconds > 0 else 0.0
+    return PhaseSummary(
+        name=name,
+        steps=int((work.shape.tokens > 0).sum()),
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_s=tokens * per_s,
+        flops=cost.flops,
+        weight_bytes=cost.weight_bytes,
+        kv_bytes=cost.kv_bytes,
+        activation_bytes=cost.activation_bytes,
+        intensity=cost.flops / moved if moved else 0.0,
+        achieved_flops_per_s=cost.flops * per_s,
+        achieved_bytes_per_s=moved * per_s,
+        roof=ROOFS[int(work.roof_s.argmax())],
+        roof_s=roof_s,
+        roof_share=roof_s * per_s,
+        ridge=ridge,
+        predicted_s=predicted_s,
+        measured_per_predicted=seconds / predicted_s if predicted_s else 0.0,
+    )
+
+
+def _part(name: str, work: PartWork, busy_s: float) -> PartSummary:
+    seconds = float(work.measured_s.sum())
+    return PartSummary(
+        name=name,
+        seconds=seconds,
+        share=seconds / busy_s if busy_s > 0 else 0.0,
+        by_phase_s={phase: float(s) for phase, s in zip(PHASES, work.measured_s, strict=True) if s > 0},
+        flops=work.cost.flops,
+        weight_bytes=work.cost.weight_bytes,
+        kv_bytes=work.cost.kv_bytes,
+        roof_share=work.roof_s / seconds if seconds > 0 else 0.0,
+    )

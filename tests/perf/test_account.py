@@ -1,0 +1,227 @@
+"""The account: phases are named right, nothing is counted twice, and everything sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ridgeline.ops.batch import BatchShape
+from ridgeline.perf.account import DECODE, PHASES, PREFILL, RECOMPUTE, Account
+from ridgeline.perf.attribution import Attribution
+from ridgeline.perf.roofline import COMPUTE, HOST, WEIGHT_BANDWIDTH
+from ridgeline.perf.summary import summarise
+from ridgeline.run.count import total
+from ridgeline.state.plan import Entry, LogitRow, StepPlan, StepResult
+from ridgeline.state.request import Request, Sampling
+from ridgeline.state.sequence import Sequence
+
+from .conftest import record, round_machine
+
+BLOCKS = np.zeros(64, np.int32)
+
+
+def entry(sequence: int, start: int, tokens: int, chooses: bool) -> Entry:
+    rows = (LogitRow(tokens - 1, start + tokens, Sampling()),) if chooses else ()
+    return Entry(sequence, start, (7,) * tokens, BLOCKS, rows)
+
+
+def scoring(sequence: int, start: int, tokens: int) -> Entry:
+    rows = tuple(LogitRow(i, start + i + 1, Sampling(), target=3, logprobs=0) for i in range(tokens))
+    return Entry(sequence, start, (7,) * tokens, BLOCKS, rows)
+
+
+class Story:
+    """Feeds steps to an Account; every line of a step takes `line_ns`."""
+
+    def __init__(self, lines: int, windows: tuple[int, ...] = ()) -> None:
+        self.account = Account(windows)
+        self.lines = lines
+        self.now_s = 0.0
+
+    def step(self, *entries: Entry, seconds: float = 0.1, line_ns: int = 1000, wait_s: float = 0.0) -> None:
+        started = self.now_s + wait_s
+        self.now_s = started + seconds
+        timed = np.full(self.lines, line_ns, np.int64)
+        self.account.on_step(StepPlan(entries), StepResult((), started, self.now_s, timed, 1))
+
+    def finish(self, sequence: int, arrival_s: float = 0.0, preemptions: int = 0) -> None:
+        request = Request(str(sequence), (1, 2), 4)
+        done = Sequence(sequence, request, arrival_s, [1, 2], preemptions=preemptions)
+        self.account.on_finish(done, "length", self.now_s)
+
+
+def phases_of(story: Story) -> list[tuple[int, int, int]]:
+    """(step, phase, tokens)"""
+    return [(int(r[0]), int(r[1]), int(r[2])) for r in story.account.table().shape_rows()]
+
+
+def test_a_chunked_prompt_is_prefill_until_its_last_chunk_even_when_that_is_one_token():
+    story = Story(1)
+    story.step(entry(1, 0, 8, False))
+    story.step(entry(1, 8, 1, True))  # the last chunk of a prompt of 9
+    story.step(entry(1, 9, 1, True))
+    assert phases_of(story) == [(0, PREFILL, 8), (1, PREFILL, 1), (2, DECODE, 1)]
+
+
+def test_scored_rows_do_not_end_the_prompt():
+    story = Story(1)
+    story.step(scoring(1, 0, 4))
+    story.step(scoring(1, 4, 4))
+    assert [phase for _, phase, _ in phases_of(story)] == [PREFILL, PREFILL]
+
+
+def test_what_was_computed_before_is_recompute_and_later_tokens_are_decode_again():
+    story = Story(1)
+    story.step(entry(1, 0, 4, True))
+    story.step(entry(1, 4, 1, True))
+    story.step(entry(1, 0, 5, False))  # preempted: all 5 again
+    story.step(entry(1, 5, 1, True))
+    assert [phase for _, phase, _ in phases_of(story)] == [PREFILL, DECODE, RECOMPUTE, DECODE]
+
+
+def test_a_prefix_hit_starts_late_and_is_prefill():
+    story = Story(1)
+    story.step(entry(1, 16, 4, True))
+    assert phases_of(story) == [(0, PREFILL, 4)]
+
+
+def test_shapes_by_phase_add_up_to_the_shape_of_the_plan():
+    story = Story(1, windows=(3,))
+    story.step(entry(1, 0, 6, True))
+    story.step(entry(1, 6, 1, True), entry(2, 0, 9, True), entry(3, 0, 2, False))
+    rows = story.account.table().shape_rows()
+    mixed = rows[rows[:, 0] == 1].sum(0)
+    expected = BatchShape.of([(6, 1), (0, 9), (0, 2)], 2, (3,))
+    assert list(mixed[2:]) == [
+        expected.tokens, expected.logit_rows, expected.sequences, expected.pairs, expected.kv_tokens,
+        *expected.windowed[3],
+    ]  # fmt: skip
+
+
+def test_gaps_are_host_time_while_somebody_runs_and_idle_otherwise():
+    story = Story(1)
+    story.step(entry(1, 0, 4, True))
+    story.step(entry(1, 4, 1, True), wait_s=0.02)  # somebody was running
+    story.finish(1)
+    story.step(entry(2, 0, 4, True), wait_s=1.0)  # nobody was, until 0.25 s before
+    story.finish(2, arrival_s=story.now_s - 0.1 - 0.25)
+    table = story.account.table()
+    assert table.host_s == pytest.approx(0.02 + 0.25)
+    assert table.idle_s == pytest.approx(0.75)
+
+
+def test_the_wall_is_steps_and_host_and_idle():
+    program = record()
+    story = Story(len(program.lines))
+    story.step(entry(1, 0, 4, True), seconds=0.3)
+    story.step(entry(1, 4, 1, True), wait_s=0.05)
+    story.finish(1)
+    story.step(entry(2, 0, 4, True), wait_s=0.5)
+    result = summarise(story.account.table(), program, round_machine())
+    assert result.wall_s == pytest.approx(result.step_s + result.host_s + result.idle_s)
+    assert abs(result.residual_s) < 1e-9
+    assert result.step_s == pytest.approx(0.5)
+    assert result.operators_s == pytest.approx(3 * len(program.lines) * 1e-6)
+    assert result.operators_s + result.between_operators_s == pytest.approx(result.step_s)
+    assert result.native_calls == 3 and result.steps == 3 and result.mixed_steps == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(1, 3), st.integers(1, 20), st.booleans()), min_size=1, max_size=3),
+        min_size=1, max_size=8,
+    )
+)  # fmt: skip
+def test_phases_sum_to_the_run_whatever_the_schedule(steps):
+    """Identity 2 and 5 of EXPLAIN §3: seconds, FLOPs and bytes of phases, and of parts, are those of the steps."""
+    program = record(layers=3, window=5)
+    story, done, shapes = Story(len(program.lines), program.windows), {}, []
+    for step in steps:
+        entries = []
+        for sequence, tokens, chooses in {s[0]: s for s in step}.values():
+            start = done.get(sequence, 0)
+            start = 0 if start > 30 else start  # preempted
+            done[sequence] = start + tokens
+            entries.append(entry(sequence, start, tokens, chooses))
+        story.step(*entries)
+        rows = sum(len(e.rows) for e in entries)
+        shapes.append(BatchShape.of([(e.start, len(e.tokens)) for e in entries], rows, program.windows))
+    result = summarise(story.account.table(), program, round_machine())
+    whole = [total(program, shape) for shape in shapes]
+    for name in ("flops", "weight_bytes", "kv_bytes", "activation_bytes"):
+        expected = sum(getattr(cost, name) for cost in whole)
+        assert sum(getattr(phase, name) for phase in result.phases) == pytest.approx(expected)
+    for name in ("flops", "weight_bytes", "kv_bytes"):
+        assert sum(getattr(part, name) for part in result.parts) == pytest.approx(
+            sum(getattr(cost, name) for cost in whole)
+        )
+    assert sum(phase.seconds for phase in result.phases) == pytest.approx(result.step_s)
+    assert sum(phase.predicted_s for phase in result.phases) == pytest.approx(result.predicted_s)
+    assert sum(part.seconds for part in result.parts) == pytest.approx(result.operators_s)
+    assert sum(sum(part.by_phase_s.values()) for part in result.parts) == pytest.approx(result.operators_s)
+    assert sum(phase.tokens for phase in result.phases) == sum(shape.tokens for shape in shapes)
+
+
+def test_weights_of_a_mixed_step_are_read_once_and_shared():
+    program = record()
+    story = Story(len(program.lines))
+    story.step(entry(1, 0, 3, True))
+    story.step(entry(1, 3, 1, True), entry(2, 0, 7, True))
+    split = Attribution(story.account.table(), program, round_machine())
+    mixed_weights = total(program, BatchShape.of([(3, 1), (0, 7)], 2)).weight_bytes
+    first = total(program, BatchShape.of([(0, 3)], 1)).weight_bytes
+    decode = split.phases[DECODE].cost.weight_bytes
+    assert split.phases[PREFILL].cost.weight_bytes + decode == pytest.approx(first + mixed_weights)
+    head = 32 * 8 * 4  # one row of two; of everything else, one token of eight
+    assert decode == pytest.approx(head / 2 + (mixed_weights - head) / 8)
+    assert split.split.sum(0) == pytest.approx([1.0, 1.0])
+
+
+def test_the_roof_named_is_the_one_that_binds():
+    program = record()
+    story = Story(len(program.lines))
+    for position in range(4):
+        story.step(entry(1, position, 1, position >= 0))
+    memory = summarise(story.account.table(), program, round_machine(bytes_per_s=1e6, flops_per_s=1e12))
+    arithmetic = summarise(story.account.table(), program, round_machine(bytes_per_s=1e12, flops_per_s=1e6))
+    assert {phase.roof for phase in memory.phases} == {WEIGHT_BANDWIDTH}
+    assert {phase.roof for phase in arithmetic.phases} == {COMPUTE}
+    decode = memory.phase("decode")
+    assert decode is not None
+    # three decode steps; only stored bytes count: roof seconds = bytes / bandwidth, share = that / wall
+    assert decode.roof_s == pytest.approx((decode.weight_bytes + decode.kv_bytes) / 1e6, rel=0.02)
+    assert decode.roof_share == pytest.approx(decode.roof_s / decode.seconds)
+    assert decode.achieved_bytes_per_s == pytest.approx(decode.roof_share * 1e6, rel=0.02)
+
+
+def test_when_steps_are_the_smaller_part_the_host_binds():
+    program = record()
+    story = Story(len(program.lines))
+    story.step(entry(1, 0, 4, True), seconds=0.01)
+    story.step(entry(1, 4, 1, True), seconds=0.01, wait_s=0.1)
+    assert summarise(story.account.table(), program, round_machine()).bound == HOST
+
+
+def test_an_empty_run_is_all_zeros_and_a_reset_forgets():
+    program = record()
+    story = Story(len(program.lines))
+    story.step(entry(1, 0, 4, True))
+    story.finish(1, preemptions=2)
+    assert story.account.table().preemptions == 2
+    story.account.reset()
+    result = summarise(story.account.table(), program, round_machine())
+    assert (result.steps, result.wall_s, result.phases, result.preemptions) == (0, 0.0, (), 0)
+    assert result.to_dict()["bound"] == "nothing ran"
+
+
+def test_untimed_lines_leave_parts_without_seconds():
+    program = record()
+    account = Account()
+    account.on_step(StepPlan((entry(1, 0, 4, True),)), StepResult((), 0.0, 0.5))
+    result = summarise(account.table(), program, round_machine())
+    assert result.operators_s == 0 and result.between_operators_s == 0
+    assert all(part.seconds == 0 and part.by_phase_s == {} for part in result.parts)
+    assert [phase.name for phase in result.phases] == [PHASES[PREFILL]]
