@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizers, chat templates, stop strings. Knows nothing of files, weights or engines."""

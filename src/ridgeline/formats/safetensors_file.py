@@ -1,0 +1,92 @@
+"""safetensors: one file, or the shards of an index. Views of the mapped file, so bf16 needs no torch.
+
+The `safetensors` package checks the header (sizes, overlaps, holes); this file only maps the bytes it vouched for.
+Refuses shards outside the directory of the index, and element types that are no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ridgeline.kit.errors import UserError
+
+from .format import FORMATS
+from .gguf import map_file
+from .weight import StoredWeight
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ELEMENT_FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+MAX_INDEX_BYTES = 1 << 26
+
+
+def read_safetensors(directory: Path) -> dict[str, StoredWeight]:
+    """Every tensor of a model directory: the index's shards, or model.safetensors. UserError when absent or damaged."""
+    index = directory / INDEX
+    if not index.exists():
+        single = directory / SINGLE
+        if not single.exists():
+            raise UserError(
+                f"{directory} holds neither {SINGLE} nor {INDEX}. Name a directory with safetensors weights."
+            )
+        return read_file(single)
+    places = _weight_map(index)
+    shards = {name: read_file(directory / name) for name in sorted(set(places.values()))}
+    tensors = {}
+    for tensor, shard in places.items():
+        if tensor not in shards[shard]:
+            raise UserError(f"{index} says {tensor} is in {shard}, but it is not there. Fetch the model again.")
+        tensors[tensor] = shards[shard][tensor]
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, StoredWeight]:
+    """name -> mapped weight. Vectors have rows == 1; more than two dimensions fold into rows."""
+    view = map_file(path)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass  # opening checks the whole header against the file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}. Fetch it again.") from error
+    length = int.from_bytes(view[:8], "little")
+    header: dict[str, Any] = json.loads(bytes(view[8 : 8 + length]))
+    header.pop("__metadata__", None)
+    data = np.frombuffer(view, np.uint8)[8 + length :]
+    tensors = {}
+    for name, entry in header.items():
+        kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if kind not in ELEMENT_FORMATS:
+            raise UserError(
+                f"{path}: tensor {name!r} is {kind}; weights read here: {', '.join(sorted(ELEMENT_FORMATS))}. "
+                "Take an unquantised copy of this model."
+            )
+        if 0 in shape:
+            raise UserError(f"{path}: tensor {name!r} has shape {shape}: nothing in it. Fetch it again.")
+        columns = shape[-1] if shape else 1
+        rows = math.prod(shape[:-1])
+        tensors[name] = StoredWeight(name, rows, columns, FORMATS.get(ELEMENT_FORMATS[kind]), data[begin:end])
+    return tensors
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    """tensor name -> shard file name, every name plain."""
+    try:
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise UserError(f"{index} is larger than {MAX_INDEX_BYTES} bytes. It is no index.")
+        places = json.loads(index.read_bytes())["weight_map"]
+        ok = isinstance(places, dict) and bool(places) and all(isinstance(name, str) for name in places.values())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"cannot read {index}: {error}. Fetch the model again.") from error
+    if not ok:
+        raise UserError(f"{index}: weight_map is not a table of tensor name to file name. Fetch the model again.")
+    for name in places.values():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index} points to {name!r}; shards must be .safetensors files beside the index.")
+    return dict(places)

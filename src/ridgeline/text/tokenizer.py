@@ -1,0 +1,231 @@
+"""Tokenizer: text to ids and back, over the `tokenizers` library; built from a GGUF vocabulary or tokenizer.json.
+
+Special tokens are parsed only when asked for, so a user's text cannot forge a turn. Decoding is by bytes: the ids of a
+text are the bytes of their pieces, joined, read as UTF-8 with broken sequences replaced.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ridgeline.kit.errors import UserError
+
+from .alphabet import BYTE_OF_CHARACTER
+from .vocabulary import Vocabulary
+
+# U+FDD0 is a noncharacter (never in interchanged text). `shield` puts it inside spellings of special tokens; `encode`
+# with special=True takes it out again after special tokens were found. A literal one is written twice-marked.
+SHIELD, LITERAL = "\ufdd0", "\ufdd0\ufdd1"
+MAX_FILE_BYTES = 1 << 28
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Tokenizer:
+    """Thread-safe. bos: id or None. eos: ids that end a text. add_bos: whether texts of this model start with bos."""
+
+    def __init__(
+        self, pipeline: tokenizers.Tokenizer, *, bos: int | None = None, eos: Sequence[int] = (), add_bos: bool = False
+    ) -> None:
+        self._pipeline = pipeline
+        self._lock = threading.Lock()  # encode_special_tokens is a switch on the shared pipeline
+        self.bos, self.eos, self.add_bos = bos, tuple(eos), add_bos and bos is not None
+        self.size = pipeline.get_vocab_size()
+        added = pipeline.get_added_tokens_decoder()
+        self._added = {index: token.content for index, token in added.items()}
+        self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        words = sorted((added[index].content for index in self.special_ids), key=len, reverse=True)
+        spellings = "|".join(re.escape(word) for word in words)
+        self._special = re.compile(f"(?:{spellings})(?!{SHIELD})") if words else None
+        self._byte_level, self._strips_space = _decoding(pipeline)
+
+    @classmethod
+    def from_vocabulary(
+        cls, vocabulary: Vocabulary, *, bos: int | None = None, eos: Sequence[int] = (), add_bos: bool = False
+    ) -> Tokenizer:
+        return cls(vocabulary.build(), bos=bos, eos=eos, add_bos=add_bos)
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Tokenizer:
+        """tokenizer.json, with tokenizer_config.json for bos and eos. UserError when missing or damaged."""
+        path = directory / "tokenizer.json"
+        config = read_config(directory)
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise UserError(f"{path} is larger than {MAX_FILE_BYTES} bytes. It is no tokenizer.")
+            pipeline = tokenizers.Tokenizer.from_file(str(path))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}. Fetch tokenizer.json of this model.") from error
+        except UserError:
+            raise
+        except Exception as error:  # the Rust side raises bare Exception
+            raise UserError(f"{path} is damaged: {error}. Fetch it again.") from error
+        pipeline.no_truncation()
+        pipeline.no_padding()
+        bos, eos = (_token_id(pipeline, config.get(key)) for key in ("bos_token", "eos_token"))
+        if "add_bos_token" in config:
+            add_bos = bool(config["add_bos_token"])
+        else:  # what the file's own post-processor does with an empty text
+            add_bos = bos is not None and pipeline.encode("", add_special_tokens=True).ids[:1] == [bos]
+        return cls(pipeline, bos=bos, eos=() if eos is None else (eos,), add_bos=add_bos)
+
+    # -- text to ids
+
+    def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
+        """Token ids. add_bos None: as the model wants. special: spellings of special tokens become those tokens
+        (for rendered chat templates); otherwise they are plain text. UserError for text that is not Unicode.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text has a lone surrogate at character {error.start}; it is not valid Unicode."
+            ) from None
+        ids = [self.bos] if (self.add_bos if add_bos is None else add_bos) and self.bos is not None else []
+        if special and SHIELD in text:
+            return ids + self._encode_shielded(text)
+        return ids + self._run(text, special)
+
+    def shield(self, text: str) -> str:
+        """The text, so marked that `encode(special=True)` sees no special token in it and gives it unmarked."""
+        text = text.replace(SHIELD, LITERAL)
+        while self._special is not None and self._special.search(text):  # again: spellings may overlap
+            text = self._special.sub(lambda found: found[0][0] + SHIELD + found[0][1:], text)
+        return text
+
+    def _run(self, text: str, special: bool) -> list[int]:
+        with self._lock:
+            self._pipeline.encode_special_tokens = not special
+            ids: list[int] = self._pipeline.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode_shielded(self, text: str) -> list[int]:
+        """Special tokens first, then the plain runs between them without their marks."""
+        ids: list[int] = []
+        place = 0
+        for found in self._special.finditer(text) if self._special else ():
+            ids += self._run(_unshield(text[place : found.start()]), False)
+            ids += self._run(found[0], True)
+            place = found.end()
+        return ids + self._run(_unshield(text[place:]), False)
+
+    # -- ids to text
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its exact spelling."""
+        index: int | None = self._pipeline.token_to_id(token)
+        return index
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for ids the model has but its tokenizer does not name (padding)."""
+        content = self._added.get(token)
+        if content is not None:
+            return content.encode("utf-8")
+        spelled = self._pipeline.id_to_token(token) if 0 <= token < 1 << 31 else None
+        if spelled is None:
+            if token < 0:
+                raise UserError(f"{token} is not a token id; ids are 0 and up.")
+            return b""
+        if self._byte_level:
+            return bytes(BYTE_OF_CHARACTER[character] for character in spelled if character in BYTE_OF_CHARACTER)
+        byte = BYTE_TOKEN.fullmatch(spelled)
+        return bytes.fromhex(byte[1]) if byte else spelled.replace("▁", " ").encode("utf-8")
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of the ids; broken UTF-8 becomes U+FFFD. skip_special: control tokens leave no text."""
+        detokenizer = self.detokenizer(skip_special=skip_special)
+        return detokenizer.push(ids) + detokenizer.flush()
+
+    def detokenizer(self, *, skip_special: bool = True) -> Detokenizer:
+        return Detokenizer(self, skip_special=skip_special)
+
+    @property
+    def strips_first_space(self) -> bool:
+        """SentencePiece: the first space of a text is the tokenizer's own."""
+        return self._strips_space
+
+
+class Detokenizer:
+    """Text of a stream of ids, piece by piece: never half a character; the pieces joined are `decode` of all ids."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = tokenizer.strips_first_space
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Text that is now certain; an unfinished character waits."""
+        data = b"".join(self._tokenizer.piece(token) for token in ids if token not in self._skipped)
+        if self._strip and data:
+            self._strip = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What was still waiting, as U+FFFD. Ends the stream."""
+        text = self._utf8.decode(b"", True)
+        self._utf8.reset()
+        return text
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json, empty when there is none."""
+    path = directory / "tokenizer_config.json"
+    if not path.exists():
+        return {}
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path} is larger than {MAX_FILE_BYTES} bytes. It is no configuration.")
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}. Fetch it again.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object. Fetch it again.")
+    return config
+
+
+def spelling(entry: Any) -> str | None:
+    """A special token in tokenizer_config.json: its text, or an object with `content`."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) else None
+
+
+def _token_id(pipeline: tokenizers.Tokenizer, entry: Any) -> int | None:
+    token = spelling(entry)
+    index: int | None = None if token is None else pipeline.token_to_id(token)
+    return index
+
+
+def _unshield(text: str) -> str:
+    return SHIELD.join(part.replace(SHIELD, "") for part in text.split(LITERAL))
+
+
+def _decoding(pipeline: tokenizers.Tokenizer) -> tuple[bool, bool]:
+    """(byte level, first space is stripped) of the pipeline's decoder. UserError for one we do not reproduce."""
+    description = json.loads(tokenizers.Tokenizer.to_str(_without_vocabulary(pipeline)))["decoder"] or {}
+    steps = description.get("decoders", [description])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"]:
+        return True, False
+    if kinds == ["Metaspace"]:
+        return False, steps[0].get("prepend_scheme") != "never"
+    if set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"} and "Replace" in kinds:
+        return False, "Strip" in kinds
+    raise UserError(f"the tokenizer decodes with {kinds}; byte-level BPE and SentencePiece are supported.")
+
+
+def _without_vocabulary(pipeline: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The decoder alone, so that describing it does not write out 150,000 tokens."""
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE())
+    if pipeline.decoder is not None:
+        bare.decoder = pipeline.decoder
+    return bare
