@@ -1,0 +1,228 @@
+"""The memory bill: weights, KV, activations, reserve, what there is, what is short, and what would cure it.
+
+Made from descriptors alone: nothing is loaded, nothing allocated. Used by build (to size the KV pool, or refuse) and
+by predict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ridgeline.kit.errors import CapacityError, UserError
+from ridgeline.memory.block_memory import blocks_for
+from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.models.spec import ModelSpec
+from ridgeline.ops.program import Program
+from ridgeline.run.arena import StepLimits
+from ridgeline.run.bind import Bound
+from ridgeline.run.count import parameters
+from ridgeline.run.machine import available_bytes
+from ridgeline.run.runner import arena_bytes
+
+from .config import EngineConfig
+
+MIB, GIB = 1 << 20, 1 << 30
+LEAST_CONTEXT = 2048  # an engine that cannot hold one such sequence is refused unless a shorter context is asked for
+RESERVE_BYTES = 256 * MIB  # Python with numpy and a tokenizer is about 150 MiB; the rest is scratch and tables
+RESERVE_SHARE = 0.05  # of what is available: the page cache and other programs breathe too
+FOUR_BIT = 5 / 8  # bytes a weight in Q4_1: 4 bits, and a scale and an offset of 16 bits for each 32
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """One change, what it saves, whether that alone is enough, and what it costs the user."""
+
+    change: str
+    saves_bytes: int
+    is_enough: bool
+    price: str
+
+    def __str__(self) -> str:
+        verdict = "enough" if self.is_enough else "not enough alone"
+        return f"{self.change} (saves {_gib(self.saves_bytes)}, {verdict}; price: {self.price})"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBill:
+    """Bytes by purpose. kv_bytes: the pool as sized, or the least useful one when it does not fit.
+
+    context: tokens of one sequence at most, cut to what the pool holds when none was asked for.
+    """
+
+    model: str
+    weight_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    reserve_bytes: int
+    available_bytes: int
+    kv_blocks: int
+    kv_bytes_per_token: int
+    context: int
+    cures: tuple[Cure, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes + self.reserve_bytes
+
+    @property
+    def short_bytes(self) -> int:
+        return max(0, self.total_bytes - self.available_bytes)
+
+    @property
+    def fits(self) -> bool:
+        return self.short_bytes == 0
+
+    def __str__(self) -> str:
+        tokens = self.kv_blocks * BLOCK_TOKENS
+        lines = [
+            f"  weights      {_gib(self.weight_bytes):>12}",
+            f"  KV           {_gib(self.kv_bytes):>12}   {tokens} tokens of {self.kv_bytes_per_token / 1024:.1f} KiB",
+            f"  activations  {_gib(self.activation_bytes):>12}   for the largest step",
+            f"  reserve      {_gib(self.reserve_bytes):>12}",
+            f"  together     {_gib(self.total_bytes):>12}",
+            f"  available    {_gib(self.available_bytes):>12}",
+        ]
+        if self.short_bytes:
+            lines.append(f"  short by     {_gib(self.short_bytes):>12}")
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raise CapacityError with the bill and its cures unless everything fits."""
+        if self.fits:
+            return
+        cures = "\n".join(f"  {number}. {cure}" for number, cure in enumerate(self.cures, 1))
+        raise CapacityError(
+            f"{self.model} does not fit into memory: {_gib(self.short_bytes)} short.\n{self}\nWhat would help:\n{cures}"
+        )
+
+
+def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: int) -> MemoryBill:
+    """The bill of this engine, with the KV pool sized to what memory allows. UserError for a context no one can have."""
+    if config.context is not None and config.context > spec.context:
+        raise UserError(
+            f"a context of {config.context} was asked for; {spec.name} was made for {spec.context}. "
+            f"Ask for at most {spec.context}."
+        )
+    wanted = config.context or spec.context
+    least = config.context or min(spec.context, LEAST_CONTEXT)
+    block_bytes = kv_block_bytes(config, spec)
+    weights = resident_weight_bytes(bound)
+    activations = arena_bytes(bound, step_limits(config, wanted))
+    reserve = int(RESERVE_BYTES + RESERVE_SHARE * available)
+    if config.kv_bytes is not None:
+        blocks = _asked_blocks(config, block_bytes)
+        least = config.context or min(spec.context, blocks * BLOCK_TOKENS)
+    else:
+        left = available - weights - activations - reserve
+        blocks = min(config.max_sequences * blocks_for(wanted), left // block_bytes)
+        blocks = max(blocks, blocks_for(least))
+    bill = MemoryBill(
+        model=spec.name,
+        weight_bytes=weights,
+        kv_bytes=blocks * block_bytes,
+        activation_bytes=activations,
+        reserve_bytes=reserve,
+        available_bytes=available,
+        kv_blocks=blocks,
+        kv_bytes_per_token=block_bytes // BLOCK_TOKENS,
+        context=min(wanted, blocks * BLOCK_TOKENS),
+    )
+    return bill if bill.fits else replace(bill, cures=_cures(config, bound, bill))
+
+
+def step_limits(config: EngineConfig, context: int) -> StepLimits:
+    return StepLimits(config.step_tokens, config.logit_rows, config.max_sequences, context)
+
+
+def kv_block_bytes(config: EngineConfig, spec: ModelSpec) -> int:
+    storage = STORAGES.get(config.storage)
+    return KvPool.bytes_for(storage, layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, blocks=1)
+
+
+def resident_weight_bytes(bound: Bound) -> int:
+    """As the runner will keep them: their own bits for native bodies, unpacked f32 for reference bodies."""
+    native: dict[int, int] = {}
+    reference: dict[int, int] = {}
+    for line, body in zip(bound.program, bound.bodies, strict=True):
+        for weight in line.weights:
+            if body == "cpp":
+                native[id(weight)] = weight.nbytes
+            else:
+                reference[id(weight)] = 4 * weight.rows * weight.columns
+    return sum(native.values()) + sum(reference.values())
+
+
+def memory_left() -> int:
+    """Bytes this process may still take: the machine's, cut by what the cgroup leaves (v2, then v1)."""
+    left = available_bytes()
+    for limit, usage, stat in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        folder = Path("/sys/fs/cgroup")
+        try:
+            used = int((folder / usage).read_text()) - _reclaimable(folder / stat)
+            left = min(left, max(0, int((folder / limit).read_text()) - used))
+        except (OSError, ValueError):  # no such file, or "max": no limit here
+            continue
+    return left
+
+
+def _reclaimable(stat: Path) -> int:
+    """Page cache the kernel would give up before refusing memory."""
+    numbers = dict(line.split() for line in stat.read_text().splitlines())
+    for prefix in ("total_", ""):  # v1 with children, then v2
+        if f"{prefix}inactive_file" in numbers:
+            return int(numbers[f"{prefix}inactive_file"]) + int(numbers.get(f"{prefix}active_file", 0))
+    return 0
+
+
+def _asked_blocks(config: EngineConfig, block_bytes: int) -> int:
+    blocks = (config.kv_bytes or 0) // block_bytes
+    least = blocks_for(config.context or 1)
+    if blocks < least:
+        raise CapacityError(
+            f"kv_bytes is {config.kv_bytes}, room for {blocks * BLOCK_TOKENS} tokens; one sequence of "
+            f"{config.context or BLOCK_TOKENS} needs {least * block_bytes}. Raise kv_bytes or lower the context."
+        )
+    return blocks
+
+
+def _cures(config: EngineConfig, bound: Bound, bill: MemoryBill) -> tuple[Cure, ...]:
+    """Three changes, the most useful first, each with its price."""
+    found: list[Cure] = []
+
+    def offer(change: str, saves_bytes: float, price: str) -> None:
+        if saves_bytes > 0:
+            found.append(Cure(change, int(saves_bytes), saves_bytes >= bill.short_bytes, price))
+
+    elements = parameters(bound.program)
+    price = "answers change a little: weights are rounded"
+    if config.weights == "f32":
+        offer("--weights bf16", bill.weight_bytes - 2 * elements, price)
+    offer("a 4-bit file of this model", bill.weight_bytes - FOUR_BIT * elements, price + " more")
+    half = (bill.kv_bytes_per_token // 2) * bill.kv_blocks * BLOCK_TOKENS
+    if config.storage == "f32":
+        offer("--kv bf16", half, "kept keys and values are rounded")
+    if config.kv_bytes is not None:
+        offer(f"--kv-bytes {config.kv_bytes // 2}", half, "fewer or shorter sequences at a time")
+    elif bill.context > BLOCK_TOKENS:
+        offer(f"--context {bill.context // 2}", half, f"prompt and output together at most {bill.context // 2} tokens")
+    smaller = StepLimits(64, 8, 8, bill.context)
+    if config.step_tokens > smaller.tokens and config.max_sequences > smaller.sequences:
+        saves = bill.activation_bytes - arena_bytes(bound, smaller)
+        offer("--step-tokens 64 --max-sequences 8", saves, "prompts are read in smaller pieces, fewer at a time")
+    found.sort(key=lambda cure: -cure.saves_bytes)
+    machine = Cure(f"a machine with {_gib(bill.total_bytes)} free", bill.short_bytes, True, "another machine")
+    return tuple(found[:3]) if len(found) > 2 and found[0].is_enough else (*found[:2], machine)
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB // 10 else f"{nbytes / MIB:.1f} MiB"
+
+
+def reference_bound(program: Program) -> Bound:
+    """Every line on its reference body, whatever is installed: enough to make a bill."""
+    return Bound(program, ("torch",) * len(program.lines))

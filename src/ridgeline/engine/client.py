@@ -1,0 +1,260 @@
+"""EngineClient: an engine in its own process, seen from outside. Starts it, submits, cancels, ends it.
+
+One reader thread hands events to their requests. An engine that dies gives every waiting request an error that says
+so; nobody waits for ever. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar, overload
+
+import msgspec
+
+from ridgeline.kit.errors import CapacityError, InvariantError, RidgelineError, UserError
+from ridgeline.state.event import TokenEvent
+from ridgeline.state.messages import (
+    AccountReply,
+    Add,
+    Cancel,
+    EngineFacts,
+    ErrorKind,
+    Failed,
+    FromEngine,
+    GetAccount,
+    Ready,
+    Shutdown,
+    Start,
+    Tokens,
+)
+from ridgeline.state.request import Request
+
+from .config import EngineConfig
+from .frames import Closed, Frames
+
+Deliver = Callable[[TokenEvent | RidgelineError], None]
+Table = TypeVar("Table")
+
+
+class EngineStopped(RidgelineError):
+    """The engine process has ended, so what was asked of it will not come."""
+
+
+class Stream:
+    """The TokenEvents of one request, in order; iteration ends after the last (finish is set) or raises."""
+
+    def __init__(self, request: Request, cancel: Callable[[str], None]) -> None:
+        self.request = request
+        self._events: queue.SimpleQueue[TokenEvent | RidgelineError] = queue.SimpleQueue()
+        self._cancel = cancel
+        self._is_done = False
+
+    @property
+    def arrival_s(self) -> float:
+        """When the request was submitted, on the engine's clock (CLOCK_MONOTONIC, one for all processes)."""
+        return self.request.arrival_s or 0.0
+
+    def deliver(self, event: TokenEvent | RidgelineError) -> None:
+        self._events.put(event)
+
+    def next(self, timeout_s: float | None = None) -> TokenEvent:
+        """The next event; queue.Empty after timeout_s; StopIteration is never raised, so do not call past the last."""
+        event = self._events.get(timeout=timeout_s)
+        if isinstance(event, RidgelineError):
+            self._is_done = True
+            raise event
+        self._is_done = event.finish is not None
+        return event
+
+    def cancel(self) -> None:
+        """Ask for an early end; a last event with finish "cancelled" comes unless it has ended already."""
+        self._cancel(self.request.id)
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        while not self._is_done:
+            yield self.next()
+
+
+class EngineClient:
+    """Starts the engine process and waits until it is ready; raises what kept it from it (UserError, CapacityError)."""
+
+    def __init__(self, config: EngineConfig, *, command: tuple[str, ...] | None = None) -> None:
+        config.check()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        command = command or (sys.executable, "-P", "-m", "ridgeline.worker")
+        with theirs:
+            self._process = subprocess.Popen(
+                (*command, "--fd", str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # our standard output belongs to whoever started us (--json)
+            )
+        self._frames: Frames[FromEngine] = Frames(ours, FromEngine)
+        self._lock = threading.Lock()
+        self._waiting: dict[str, Deliver] = {}
+        self._accounts: queue.SimpleQueue[msgspec.Raw | RidgelineError] = queue.SimpleQueue()
+        self._account_turn = threading.Lock()
+        self._stopped: RidgelineError | None = None
+        try:
+            self.facts: EngineFacts = self._ready(config)
+        except BaseException:  # also Ctrl-C while a model loads
+            self._end(timeout_s=0.0)
+            raise
+        self._reader = threading.Thread(target=self._read, name="ridgeline-engine-reader", daemon=True)
+        self._reader.start()
+
+    def submit(self, request: Request) -> Stream:
+        """Hand a request over. UserError at once for what no engine would take; later errors come from the stream."""
+        if request.arrival_s is None:
+            request = msgspec.structs.replace(request, arrival_s=time.perf_counter())
+        stream = Stream(request, self.cancel)
+        self.submit_to(request, stream.deliver)
+        return stream
+
+    def submit_to(self, request: Request, deliver: Deliver) -> None:
+        """As submit, but every event is given to `deliver`, called from the reader thread: it must not block."""
+        request.check(self.facts.vocabulary, self.facts.context)
+        with self._lock:
+            if self._stopped is not None:
+                raise self._stopped
+            if request.id in self._waiting:
+                raise UserError(f"request id {request.id!r} is already in use; give every request its own id.")
+            self._waiting[request.id] = deliver
+        self._send(Add(request))
+
+    def cancel(self, request_id: str) -> None:
+        """Ask for an early end of a request; one that has ended already is left alone."""
+        with self._lock:
+            if request_id not in self._waiting:
+                return
+        self._send(Cancel(request_id))
+
+    @overload
+    def account(self, *, reset: bool = False, timeout_s: float = 60.0) -> dict[str, Any]: ...
+    @overload
+    def account(self, kind: type[Table], *, reset: bool = False, timeout_s: float = 60.0) -> Table: ...
+    def account(self, kind: Any = dict[str, Any], *, reset: bool = False, timeout_s: float = 60.0) -> Any:
+        """What the engine's observer saw so far, read as `kind`. reset: it starts anew after answering."""
+        with self._account_turn:
+            with self._lock:
+                if self._stopped is not None:
+                    raise self._stopped
+            self._send(GetAccount(reset))
+            try:
+                answer = self._accounts.get(timeout=timeout_s)
+            except queue.Empty:
+                raise EngineStopped(f"the engine gave no account within {timeout_s:.0f} s; it may be stuck.") from None
+        if isinstance(answer, RidgelineError):
+            raise answer
+        return msgspec.msgpack.decode(answer, type=kind)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """End the engine: asks, then insists after timeout_s. Idempotent; open requests get an EngineStopped."""
+        with self._lock:
+            if self._stopped is None:
+                self._stopped = EngineStopped("the engine was closed.")
+        with contextlib.suppress(Closed):
+            self._frames.send(Shutdown())
+        self._end(timeout_s)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inside
+
+    def _ready(self, config: EngineConfig) -> EngineFacts:
+        try:
+            self._frames.send(Start(msgspec.Raw(msgspec.msgpack.encode(config))))
+            message = self._frames.receive()
+        except Closed:
+            raise self._death("while it was starting") from None
+        if isinstance(message, Failed):
+            raise error_of(message.kind, message.text)
+        if not isinstance(message, Ready):
+            raise InvariantError("the engine's first message must be Ready or Failed")
+        return message.facts
+
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(Closed):  # the reader thread sees it too and tells everybody why
+            self._frames.send(message)
+
+    def _read(self) -> None:
+        """The reader thread: ends with the connection, and then tells whoever still waits."""
+        failure: RidgelineError | None = None
+        try:
+            while True:
+                message = self._frames.receive()
+                if isinstance(message, Failed) and message.request is None:
+                    failure = error_of(message.kind, message.text)
+                elif message is not None:
+                    self._dispatch(message)
+        except Closed:
+            pass
+        except Exception as error:  # a message that is none: the connection is worth nothing any more
+            failure = InvariantError(f"the engine sent something unreadable: {error}")
+        with self._lock:
+            if self._stopped is None:
+                self._stopped = failure or self._death("while requests were waiting")
+            stopped, waiting = self._stopped, list(self._waiting.values())
+            self._waiting.clear()
+        for deliver in waiting:
+            deliver(stopped)
+        self._accounts.put(stopped)
+
+    def _dispatch(self, message: FromEngine) -> None:
+        if isinstance(message, Tokens):
+            for event in message.events:
+                deliver = self._taken(event.request, event.finish is not None)
+                if deliver is not None:
+                    deliver(event)
+        elif isinstance(message, Failed) and message.request is not None:
+            deliver = self._taken(message.request, True)
+            if deliver is not None:
+                deliver(error_of(message.kind, message.text))
+        elif isinstance(message, AccountReply):
+            self._accounts.put(message.account)
+
+    def _taken(self, request_id: str, is_last: bool) -> Deliver | None:
+        with self._lock:
+            return self._waiting.pop(request_id, None) if is_last else self._waiting.get(request_id)
+
+    def _death(self, when: str) -> EngineStopped:
+        try:
+            code = self._process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            return EngineStopped(f"the engine process closed its connection {when}.")
+        if code >= 0:
+            return EngineStopped(f"the engine process ended with exit code {code} {when}.")
+        cause = " (often the system being out of memory: try a smaller --kv-bytes)" if code == -9 else ""
+        return EngineStopped(f"the engine process was killed by signal {-code} {when}{cause}.")
+
+    def _end(self, timeout_s: float) -> None:
+        try:
+            self._process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._frames.close()
+
+
+def error_of(kind: ErrorKind, text: str) -> RidgelineError:
+    """The error a Failed message stands for; process.kind_of is the way there."""
+    if kind == "internal":
+        return EngineStopped(f"the engine failed:\n{text}")
+    return {"user": UserError, "capacity": CapacityError, "invariant": InvariantError}[kind](text)

@@ -1,0 +1,80 @@
+"""EngineConfig: everything one can ask of an engine, about one field a seam. Frozen; unknown fields are refused.
+
+Names only: engine/build.py is the one place that turns them into objects.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from ridgeline.kit.errors import UserError
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.run.bind import BODIES
+from ridgeline.schedule.options import ScheduleOptions
+from ridgeline.schedule.policy import POLICIES
+
+WEIGHTS = ("native", "bf16", "f32")
+ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
+LARGEST = 1 << 40  # no count or size in a step is near this; a slip of the keyboard is
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: Annotated[str, "a known name, a path, or random:<shape>"]
+    weights: Annotated[str, "native (the file's own bits), bf16 or f32"] = "native"
+    kv: Annotated[str, "how K and V are stored; auto: f32 with f32 weights, else bf16"] = "auto"
+    body: Annotated[str, "cpp, or torch (the reference)"] = "cpp"
+    isa: Annotated[str | None, "instruction set; None: the best this machine has"] = None
+    threads: Annotated[int | None, "None: the cores this process may use"] = None
+    context: Annotated[int | None, "tokens of prompt and output together; None: the model's, as far as KV fits"] = None
+    kv_bytes: Annotated[int | None, "size of the KV pool; None: what sequences can use, as far as memory goes"] = None
+    max_sequences: Annotated[int, "sequences that run at a time"] = 64
+    step_tokens: Annotated[int, "tokens computed in one step"] = 512
+    step_logit_rows: Annotated[int | None, "tokens chosen or scored in one step; None: 64, or max_sequences"] = None
+    chunk: Annotated[int | None, "tokens of one sequence in one step; None: no limit"] = None
+    batching: Annotated[Literal["continuous", "static"], "static: the baseline that waits for a whole batch"] = (
+        "continuous"
+    )
+    cache: Annotated[bool, "False: the baseline that computes everything anew for every token"] = True
+    paging: Annotated[bool, "False: the baseline that reserves the longest output at once"] = True
+    policy: Annotated[str, "who is served first"] = "fcfs"
+
+    def check(self) -> None:
+        """Raise UserError for a value that no engine could be built with."""
+        for name in ("threads", "context", "kv_bytes", "max_sequences", "step_tokens", "step_logit_rows", "chunk"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= LARGEST:
+                raise UserError(f"{name} is {value}; it must be at least 1 (and below 2^40).")
+        for name, value, known in (
+            ("weights", self.weights, WEIGHTS),
+            ("kv", self.kv, ("auto", *STORAGES)),
+            ("body", self.body, BODIES),
+            ("isa", self.isa or "plain", ISAS),
+            ("policy", self.policy, tuple(POLICIES)),
+        ):
+            if value not in known:
+                raise UserError(f"{name} is {value!r}; known: {', '.join(known)}.")
+        if not self.model:
+            raise UserError("no model was named; give a known name, a path, or random:<shape>.")
+        self.schedule().check()
+
+    @property
+    def storage(self) -> str:
+        """The KV storage that `kv` means."""
+        return ("f32" if self.weights == "f32" else "bf16") if self.kv == "auto" else self.kv
+
+    @property
+    def logit_rows(self) -> int:
+        """Every running sequence is owed one row."""
+        return max(64, self.max_sequences) if self.step_logit_rows is None else self.step_logit_rows
+
+    def schedule(self) -> ScheduleOptions:
+        return ScheduleOptions(
+            step_tokens=self.step_tokens,
+            step_logit_rows=self.logit_rows,
+            sequences=self.max_sequences,
+            chunk=self.chunk,
+            batching=self.batching,
+            cache=self.cache,
+        )

@@ -1,0 +1,128 @@
+"""The engine's side of its process: reads messages, steps while there is work, sends what came out.
+
+Sleeps without CPU when idle. What is wrong with one request is that request's answer; what is wrong with the engine
+is reported before it ends. Called by ridgeline/worker.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from ridgeline.kit.errors import CapacityError, InvariantError, RidgelineError, UserError
+from ridgeline.state.messages import (
+    AccountReply,
+    Add,
+    Cancel,
+    ErrorKind,
+    Failed,
+    GetAccount,
+    Ready,
+    Shutdown,
+    Start,
+    ToEngine,
+    Tokens,
+)
+from ridgeline.state.ports import StepObserver
+
+from .config import EngineConfig
+from .engine import Engine
+from .frames import Closed, Frames
+
+EXIT_CODES: dict[ErrorKind, int] = {"user": 2, "capacity": 2, "invariant": 70, "internal": 70}
+
+
+class AccountObserver(StepObserver, Protocol):
+    """An observer that can tell what it saw (perf.account.Account)."""
+
+    def table(self) -> object:
+        """Everything seen so far; something msgspec can encode."""
+        ...
+
+    def reset(self) -> None: ...
+
+
+def serve(connection: socket.socket, make_engine: Callable[[EngineConfig], Engine]) -> int:
+    """Start, serve until Shutdown or until the client goes away; returns the process's exit code."""
+    frames: Frames[ToEngine] = Frames(connection, ToEngine)
+    engine: Engine | None = None
+    try:
+        start = frames.receive()
+        if not isinstance(start, Start):
+            raise InvariantError("the first message to an engine must be Start")
+        engine = make_engine(msgspec.msgpack.decode(start.config, type=EngineConfig))
+        frames.send(Ready(engine.facts))
+        _run(frames, engine)
+        return 0
+    except Closed:
+        return 0
+    except Exception as error:
+        return _report(frames, error)
+    finally:
+        if engine is not None:
+            engine.close()
+        frames.close()
+
+
+def _run(frames: Frames[ToEngine], engine: Engine) -> None:
+    while True:
+        message = frames.receive(wait=not engine.has_work)
+        while message is not None:
+            if isinstance(message, Shutdown):
+                return
+            _take(frames, engine, message)
+            message = frames.receive(wait=False)
+        if engine.has_work:
+            events = engine.step()
+            if events:
+                frames.send(Tokens(tuple(events)))
+
+
+def _take(frames: Frames[ToEngine], engine: Engine, message: ToEngine) -> None:
+    match message:
+        case Add(request):
+            try:
+                engine.add(request)
+            except UserError as error:
+                frames.send(Failed(kind_of(error), str(error), request.id))
+        case Cancel(request_id):
+            event = engine.cancel(request_id)
+            if event is not None:
+                frames.send(Tokens((event,)))
+        case GetAccount(reset):
+            frames.send(AccountReply(msgspec.Raw(msgspec.msgpack.encode(_account(engine, reset)))))
+        case Start() | Shutdown():
+            raise InvariantError("an engine starts once and ends once")
+
+
+def _account(engine: Engine, reset: bool) -> object:
+    observer = engine.observer
+    table, forget = getattr(observer, "table", None), getattr(observer, "reset", None)
+    if table is None or forget is None:
+        return {}
+    account: object = table()
+    if reset:
+        forget()
+    return account
+
+
+def _report(frames: Frames[ToEngine], error: Exception) -> int:
+    kind = kind_of(error)
+    text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    with contextlib.suppress(Closed):
+        frames.send(Failed(kind, text))
+    return EXIT_CODES[kind]
+
+
+def kind_of(error: Exception) -> ErrorKind:
+    """The word an error travels under; client.error_of is the way back."""
+    if isinstance(error, CapacityError):
+        return "capacity"
+    if isinstance(error, UserError):
+        return "user"
+    return "invariant" if isinstance(error, RidgelineError) else "internal"
