@@ -1,0 +1,69 @@
+"""Three lines that say what a run cost and what bounded it, in words a newcomer understands."""
+
+from __future__ import annotations
+
+from ridgeline.perf.roofline import COMPUTE, HOST, KV_BANDWIDTH, WEIGHT_BANDWIDTH
+from ridgeline.perf.summary import AccountSummary, PhaseSummary
+
+from .units import digits, percent, scaled, seconds
+
+PACE = {
+    WEIGHT_BANDWIDTH: "reading the weights",
+    KV_BANDWIDTH: "reading the kept keys and values",
+    COMPUTE: "arithmetic",
+    HOST: "the program around the model, not the model",
+}
+WORDS = {"prefill": "prompt", "decode": "answer", "recompute": "recomputed"}
+NEAR = 0.5  # from this share of a roof on, the roof sets the pace; below it the kernels do
+
+
+def account_lines(summary: AccountSummary, *, is_random: bool = False) -> tuple[str, str, str]:
+    """(1) times and tokens/s by phase, (2) arithmetic intensity by phase and the ridge, (3) share of the roof."""
+    if not summary.phases:
+        return ("Nothing ran.", "No work was counted.", "No roof was approached.")
+    return _times(summary, is_random), _intensities(summary), _roofs(summary)
+
+
+def _times(summary: AccountSummary, is_random: bool) -> str:
+    parts = [
+        f"{phase.name} ({WORDS[phase.name]}): {_count(phase.tokens)} in {seconds(phase.seconds)}, "
+        f"{digits(phase.tokens_per_s)} tokens/s"
+        for phase in summary.phases
+    ]
+    parts.append(f"between steps {seconds(summary.host_s)}")
+    note = " [random weights: times are real, words are not]" if is_random else ""
+    return "Time       " + "; ".join(parts) + note
+
+
+def _intensities(summary: AccountSummary) -> str:
+    parts = [f"{phase.name} {digits(phase.intensity)}" for phase in summary.phases]
+    ridge = summary.phases[0].ridge
+    return (
+        f"Intensity  {', '.join(parts)} operations per byte read; this machine's ridge is {digits(ridge)}: "
+        "below it memory sets the pace, above it arithmetic"
+    )
+
+
+def _roofs(summary: AccountSummary) -> str:
+    parts = [_roof(phase, summary) for phase in sorted(summary.phases, key=lambda phase: -phase.seconds)]
+    if summary.bound == HOST:
+        parts.insert(0, f"bounded by {PACE[HOST]} ({seconds(summary.host_s)} of {seconds(summary.wall_s)})")
+    return "Roof       " + "; ".join(parts)
+
+
+def _roof(phase: PhaseSummary, summary: AccountSummary) -> str:
+    """The share, the two numbers it comes from, and what sets the pace."""
+    if phase.roof == COMPUTE:
+        achieved = f"{scaled(phase.achieved_flops_per_s, 'FLOP/s')} done"
+    else:
+        bandwidth = scaled(summary.bandwidth_bytes_per_s, "B/s")
+        achieved = f"{scaled(phase.achieved_bytes_per_s, 'B/s')} of {bandwidth} read"
+    if phase.roof_share >= NEAR:
+        pace = f"bounded by {PACE[phase.roof]}"
+    else:
+        pace = f"nearest roof is {PACE[phase.roof]}; our kernels and the gaps between them leave the rest"
+    return f"{phase.name} at {percent(phase.roof_share)} of this machine's measured roof ({achieved}): {pace}"
+
+
+def _count(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens:,} tokens"
