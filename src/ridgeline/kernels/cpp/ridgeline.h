@@ -4,6 +4,11 @@
 #include <stdint.h>
 
 #define RL_ABI_VERSION 1
+#if defined(__GNUC__)
+#define RL_API __attribute__((visibility("default")))
+#else
+#define RL_API
+#endif
 #define RL_BLOCK_TOKENS 16    // tokens in a KV page
 #define RL_TILE_ROWS 16       // weight rows interleaved in one packed tile
 #define RL_GROUP 32           // elements that share a scale (weights and quantised activations)
@@ -40,7 +45,7 @@ typedef struct {
 
 // One instruction. Offsets are bytes into the arena; -1: absent. A buffer holds [rows][width] f32, rows = tokens of
 // the batch, or logit rows when per_logit_row. A quantised buffer holds per row: int8 q[width], f32 scale[width/32],
-// f32 sum[width/32] (sum = scale * sum of q), row stride = round_up(width + width/32*8, 64).
+// int32 sum[width/32] (sum of q), row stride = round_up(width + width/32*8, 64).
 typedef struct {
   int32_t op, line;          // line: which entry of line_ns is billed
   int32_t per_logit_row, parts, flags, activation;
@@ -102,22 +107,22 @@ typedef struct {
 
 typedef struct RlTeam RlTeam;
 
-int32_t rl_abi_version(void);
-int32_t rl_isa_available(void);              // bit mask: 1 << RlIsa that this machine runs
-int32_t rl_isa_set(int32_t isa);             // process-wide; 0 ok, -1 not available
-int32_t rl_isa_get(void);
-RlTeam* rl_team_new(int32_t threads);        // persistent; the caller of rl_execute is thread 0
-void    rl_team_free(RlTeam* team);
-int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* arena,
+RL_API int32_t rl_abi_version(void);
+RL_API int32_t rl_isa_available(void);              // bit mask: 1 << RlIsa that this machine runs
+RL_API int32_t rl_isa_set(int32_t isa);             // process-wide; 0 ok, -1 not available
+RL_API int32_t rl_isa_get(void);
+RL_API RlTeam* rl_team_new(int32_t threads);        // persistent; the caller of rl_execute is thread 0
+RL_API void    rl_team_free(RlTeam* team);
+RL_API int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* arena,
                    uint8_t* scratch, int64_t scratch_bytes, const RlPool* pool, const RlBatch* batch);  // 0 ok, < 0 bad tape
-int64_t rl_scratch_bytes(int32_t threads, int32_t max_tokens, int32_t max_positions, int32_t heads, int32_t head_dim, int32_t vocabulary);
-int64_t rl_packed_bytes(int32_t format, int32_t rows, int32_t columns);
-int32_t rl_pack(int32_t format, const void* source, int32_t rows, int32_t columns, void* packed);     // source: file order
-int32_t rl_unpack(int32_t format, const void* packed, int32_t rows, int32_t columns, void* source);   // exact inverse
+RL_API int64_t rl_scratch_bytes(int32_t threads, int32_t max_tokens, int32_t max_positions, int32_t heads, int32_t head_dim, int32_t vocabulary);
+RL_API int64_t rl_packed_bytes(int32_t format, int32_t rows, int32_t columns);
+RL_API int32_t rl_pack(int32_t format, const void* source, int32_t rows, int32_t columns, void* packed);     // source: file order
+RL_API int32_t rl_unpack(int32_t format, const void* packed, int32_t rows, int32_t columns, void* source);   // exact inverse
 // ceilings, on the team: seconds for one pass
-double  rl_measure_read(RlTeam* team, const void* data, int64_t bytes, int32_t threads);
-double  rl_measure_flops(RlTeam* team, int32_t kind, int64_t iterations, int32_t threads, double* operations); // kind: 0 f32 FMA, 1 int8 dot, 2 bf16 dot
-double  rl_measure_barrier(RlTeam* team, int64_t iterations);
+RL_API double  rl_measure_read(RlTeam* team, const void* data, int64_t bytes, int32_t threads);
+RL_API double  rl_measure_flops(RlTeam* team, int32_t kind, int64_t iterations, int32_t threads, double* operations); // kind: 0 f32 FMA, 1 int8 dot, 2 bf16 dot
+RL_API double  rl_measure_barrier(RlTeam* team, int64_t iterations);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,24 @@
+// The table of bodies of one instruction set.
+#include "kernels.h"
+
+namespace ridgeline {
+namespace RL_ISA {
+
+#define RL_BODY(name) void name(Worker&, const Step&, const RlInstr&);
+RL_BODY(embed) RL_BODY(norm) RL_BODY(linear) RL_BODY(rope) RL_BODY(attend)
+RL_BODY(activation) RL_BODY(add) RL_BODY(gather) RL_BODY(sample)
+double read(const void*, int64_t);
+double arithmetic(int, int64_t, double*);
+
+}  // namespace RL_ISA
+
+#define RL_JOIN2(a, b) a##b
+#define RL_JOIN(a, b) RL_JOIN2(a, b)
+extern const Kernels RL_JOIN(kernels_, RL_ISA);
+const Kernels RL_JOIN(kernels_, RL_ISA) = {
+    {nullptr, RL_ISA::embed, RL_ISA::norm, RL_ISA::linear, RL_ISA::rope, RL_ISA::attend, RL_ISA::activation, RL_ISA::add,
+     RL_ISA::gather, RL_ISA::sample},
+    RL_ISA::read,
+    RL_ISA::arithmetic};
+
+}  // namespace ridgeline

@@ -1,0 +1,309 @@
+// The tape: checks a step, then every thread of the team walks the instructions with barriers between them. Also the
+// choice of the instruction set and the measured ceilings. Everything that can be wrong is found before the first thread
+// starts, so that kernels check nothing.
+#include <stddef.h>
+
+#include <atomic>
+
+#include "kernels.h"
+
+namespace ridgeline {
+namespace {
+
+// ---- instruction sets
+
+int available() {
+  int mask = 1 << RL_PLAIN;
+#if RL_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    mask |= 1 << RL_AVX2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+      mask |= 1 << RL_AVX512;
+      if (__builtin_cpu_supports("avx512bf16")) mask |= 1 << RL_AVX512_BF16;
+    }
+  }
+#endif
+  return mask;
+}
+
+std::atomic<int> chosen{-1};  // -1: the best available
+
+int isa() {
+  int now = chosen.load(std::memory_order_relaxed);
+  if (now >= 0) return now;
+  const int mask = available();
+  for (now = RL_AVX512_BF16; !(mask >> now & 1); now--) {
+  }
+  chosen.store(now, std::memory_order_relaxed);
+  return now;
+}
+
+const Kernels& kernels() {
+#if RL_X86
+  if (isa() >= RL_AVX512) return kernels_avx512;  // the bf16 set has no bodies of its own yet: same bits
+  if (isa() == RL_AVX2) return kernels_avx2;
+#endif
+  return kernels_plain;
+}
+
+// ---- checks; the numbers are named in native.py
+
+enum Fault {
+  BAD_ARGUMENT = 1, BAD_OPERATION, BAD_FORMAT, BAD_WEIGHT, BAD_WIDTH, BAD_BUFFER, BAD_BATCH, BAD_HEADS, BAD_POOL,
+  BAD_SCRATCH
+};
+
+bool integer(const RlWeight& weight) { return weight.format == RL_Q8_0 || weight.format == RL_Q4_1; }
+
+Fault check_weight(const RlWeight& weight, int columns) {
+  if (weight.format < RL_F32 || weight.format > RL_Q4_1) return BAD_FORMAT;
+  if (!weight.data || reinterpret_cast<uintptr_t>(weight.data) % 64) return BAD_WEIGHT;
+  if (weight.columns != columns || weight.bytes != rl_packed_bytes(weight.format, weight.rows, columns)) return BAD_WEIGHT;
+  return Fault(0);
+}
+
+Fault check_linear(const RlInstr& in) {
+  if (in.parts < 1 || in.parts > 3) return BAD_OPERATION;
+  int64_t width = 0;
+  for (int p = 0; p < in.parts; p++) {
+    if (Fault fault = check_weight(in.weight[p], in.width_in)) return fault;
+    width += in.weight[p].rows;
+    if ((integer(in.weight[p]) ? in.in_quant : in.in) < 0) return BAD_BUFFER;
+  }
+  return width == in.width_out ? Fault(0) : BAD_WIDTH;
+}
+
+Fault check_batch_for(const RlInstr& in, const RlBatch& batch) {
+  const int64_t rows = in.width_in;
+  if (in.op == RL_EMBED)
+    for (int t = 0; t < batch.tokens; t++)
+      if (batch.token_ids[t] < 0 || batch.token_ids[t] >= in.weight[0].rows) return BAD_BATCH;
+  if (in.op == RL_GATHER)
+    for (int r = 0; r < batch.logit_rows; r++)
+      if (batch.logit_token[r] < 0 || batch.logit_token[r] >= batch.tokens) return BAD_BATCH;
+  if (in.op != RL_SAMPLE) return Fault(0);
+  for (int r = 0; r < batch.logit_rows; r++) {
+    const RlSampling& s = batch.sampling[r];
+    if (s.target >= rows || s.logprobs > 20 || !(s.temperature >= 0.0f)) return BAD_BATCH;
+    if (s.logprobs >= 0 && (!batch.logprob || !batch.rank || !batch.top_ids || !batch.top_logprobs)) return BAD_BATCH;
+    for (int i = s.history_begin; i < s.history_end; i++)
+      if (batch.history_ids[i] < 0 || batch.history_ids[i] >= rows) return BAD_BATCH;
+    for (int i = s.bias_begin; i < s.bias_end; i++)
+      if (batch.bias_ids[i] < 0 || batch.bias_ids[i] >= rows) return BAD_BATCH;
+  }
+  return Fault(0);
+}
+
+// Positions, sequences and every block that attention will read or write.
+Fault check_pages(const RlBatch& batch, const RlPool* pool, int window) {
+  if (!pool || !pool->base || pool->blocks < 1 || (pool->storage != RL_KV_F32 && pool->storage != RL_KV_BF16))
+    return BAD_POOL;
+  if (!batch.positions || !batch.sequence_of || !batch.first_token || !batch.block_table) return BAD_BATCH;
+  if (batch.first_token[0] != 0 || batch.first_token[batch.sequences] != batch.tokens) return BAD_BATCH;
+  for (int s = 0; s < batch.sequences; s++) {
+    const int begin = batch.first_token[s], end = batch.first_token[s + 1];
+    if (end < begin) return BAD_BATCH;
+    int64_t low = 0x7fffffff, high = -1;
+    for (int t = begin; t < end; t++) {
+      const int64_t position = batch.positions[t], first = window > 0 ? position - window + 1 : 0;
+      if (batch.sequence_of[t] != s || position < 0 || position / RL_BLOCK_TOKENS >= batch.table_stride) return BAD_BATCH;
+      low = first < low ? (first < 0 ? 0 : first) : low;
+      high = position > high ? position : high;
+    }
+    for (int64_t page = low / RL_BLOCK_TOKENS; page <= high / RL_BLOCK_TOKENS && high >= 0; page++) {
+      const int32_t block = batch.block_table[static_cast<int64_t>(s) * batch.table_stride + page];
+      if (block < 0 || block >= pool->blocks) return BAD_BATCH;
+    }
+  }
+  return Fault(0);
+}
+
+Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t scratch_bytes, int threads) {
+  if (in.op < RL_EMBED || in.op > RL_SAMPLE) return BAD_OPERATION;
+  if (in.width_out < 1 || (in.out < 0 && in.op != RL_SAMPLE)) return BAD_BUFFER;
+  if (in.out >= 0 && (in.out % 64 || in.in % 4)) return BAD_BUFFER;
+  if (in.out_quant >= 0 && (in.width_out % RL_GROUP || in.out_quant % 64)) return BAD_WIDTH;
+  if (in.op != RL_EMBED && in.op != RL_LINEAR && in.in < 0) return BAD_BUFFER;
+  const int64_t qkv = (static_cast<int64_t>(in.heads) + 2 * in.kv_heads) * in.head_dim;
+  switch (in.op) {
+    case RL_EMBED:
+      if (Fault fault = check_weight(in.weight[0], in.width_out)) return fault;
+      return batch.token_ids ? check_batch_for(in, batch) : BAD_BATCH;
+    case RL_NORM: return in.weight[0].data && in.weight[0].columns == in.width_out ? Fault(0) : BAD_WEIGHT;
+    case RL_LINEAR: return check_linear(in);
+    case RL_ROPE:
+      if (!in.rope_cos || !in.rope_sin || !batch.positions) return BAD_ARGUMENT;
+      if (in.rotary_dim < 2 || in.rotary_dim % 2 || in.rotary_dim > in.head_dim || in.width_out != qkv) return BAD_HEADS;
+      return Fault(0);
+    case RL_ATTEND:
+      if (in.kv_heads < 1 || in.heads % in.kv_heads || in.head_dim % 8 || in.head_dim < 8 || in.head_dim > 256)
+        return BAD_HEADS;
+      if (in.width_in != qkv || in.width_out != in.heads * in.head_dim || in.layer < 0 || in.window < 0) return BAD_WIDTH;
+      return check_pages(batch, pool, in.window);
+    case RL_ACTIVATION:
+      if (in.activation != RL_SILU && in.activation != RL_GELU_TANH) return BAD_OPERATION;
+      return in.width_in == 2 * in.width_out ? Fault(0) : BAD_WIDTH;
+    case RL_ADD: return in.in2 >= 0 ? Fault(0) : BAD_BUFFER;
+    case RL_GATHER: return batch.logit_token ? check_batch_for(in, batch) : BAD_BATCH;
+    default:
+      if (batch.logit_rows > 0 && (!batch.sampling || !batch.sampled)) return BAD_BATCH;
+      if (threads * sample_scratch_bytes(in.width_in) > scratch_bytes) return BAD_SCRATCH;
+      return check_batch_for(in, batch);
+  }
+}
+
+// ---- barriers
+
+struct Span {
+  int64_t begin, end;
+};
+Span span(int64_t offset, int64_t bytes) { return offset < 0 ? Span{0, 0} : Span{offset, offset + bytes}; }
+bool meet(Span a, Span b) { return a.begin < b.end && b.begin < a.end; }
+
+bool row_wise(int op) { return op == RL_EMBED || op == RL_NORM || op == RL_ROPE || op == RL_ACTIVATION || op == RL_ADD; }
+
+// Row-wise operators give the same rows to the same thread (share()), so the next one may start without a barrier unless
+// it writes where the one before still reads for other rows (a buffer used again at another width).
+bool needs_barrier(const RlInstr& in, const RlInstr& next, const RlBatch& batch) {
+  if (!row_wise(in.op) || in.per_logit_row != next.per_logit_row) return true;
+  if (next.op == RL_ATTEND) return false;  // its first phase reads own rows and writes the pool only
+  if (!row_wise(next.op)) return true;
+  const int64_t rows = in.per_logit_row ? batch.logit_rows : batch.tokens;
+  const Span writes[2] = {span(next.out, rows * next.width_out * 4),
+                          span(next.out_quant, rows * quant_stride(next.width_out))};
+  const Span reads[3] = {span(in.in, rows * in.width_in * 4), span(in.in2, rows * in.width_out * 4),
+                         span(in.out, rows * in.width_out * 4)};
+  for (const Span& write : writes)
+    for (const Span& other : reads) {
+      const bool in_place = write.begin == other.begin && write.end == other.end;
+      if (meet(write, other) && !in_place) return true;
+    }
+  return meet(span(in.out_quant, rows * quant_stride(in.width_out)), writes[0]) ||
+         meet(span(in.out_quant, rows * quant_stride(in.width_out)), writes[1]);
+}
+
+struct Run {
+  const Step& step;
+  const RlInstr* tape;
+  int count;
+  const Kernels& kernels;
+};
+
+void walk(Worker& worker, void* argument) {
+  const Run& run = *static_cast<const Run*>(argument);
+  const RlBatch& batch = *run.step.batch;
+  int64_t* times = worker.thread == 0 ? batch.line_ns : nullptr;
+  if (times)
+    for (int i = 0; i < run.count; i++) times[run.tape[i].line] = 0;
+  int64_t before = times ? nanoseconds() : 0;
+  for (int i = 0; i < run.count; i++) {
+    const RlInstr& in = run.tape[i];
+    run.kernels.op[in.op](worker, run.step, in);
+    if (i + 1 < run.count && needs_barrier(in, run.tape[i + 1], batch)) barrier(worker);
+    if (times) {  // the last line is billed without waiting for the others; the end barrier is team_run's
+      const int64_t now = nanoseconds();
+      times[in.line] += now - before;
+      before = now;
+    }
+  }
+}
+
+struct Measurement {
+  const Kernels& kernels;
+  const uint8_t* data;
+  int64_t bytes, iterations;
+  int kind, threads;
+  std::atomic<int64_t> operations{0};
+  std::atomic<int64_t> checksum{0};
+};
+
+void measure_job(Worker& worker, void* argument) {
+  Measurement& m = *static_cast<Measurement*>(argument);
+  if (worker.thread >= m.threads) return;
+  double operations = 0.0, sum;
+  if (m.data) {
+    const int64_t begin = m.bytes * worker.thread / m.threads / 64 * 64;
+    const int64_t end = m.bytes * (worker.thread + 1) / m.threads / 64 * 64;
+    sum = m.kernels.read(m.data + begin, end - begin);
+  } else {
+    sum = m.kernels.arithmetic(m.kind, m.iterations, &operations);
+  }
+  m.operations.fetch_add(static_cast<int64_t>(operations));
+  m.checksum.fetch_add(sum > 1e18 || sum < -1e18 || sum != sum ? 1 : static_cast<int64_t>(sum));
+}
+
+void barrier_job(Worker& worker, void* argument) {
+  const int64_t iterations = *static_cast<const int64_t*>(argument);
+  for (int64_t i = 0; i < iterations; i++) barrier(worker);
+}
+
+double timed(RlTeam* team, Job job, void* argument) {
+  const int64_t before = nanoseconds();
+  team_run(team, job, argument);
+  return static_cast<double>(nanoseconds() - before) * 1e-9;
+}
+
+}  // namespace
+}  // namespace ridgeline
+
+using namespace ridgeline;
+
+int32_t rl_abi_version(void) { return RL_ABI_VERSION; }
+int32_t rl_isa_available(void) { return available(); }
+int32_t rl_isa_get(void) { return isa(); }
+int32_t rl_isa_set(int32_t wanted) {
+  if (wanted < RL_PLAIN || wanted > RL_AVX512_BF16 || !(available() >> wanted & 1)) return -1;
+  chosen.store(wanted, std::memory_order_relaxed);
+  return 0;
+}
+
+RlTeam* rl_team_new(int32_t threads) { return team_new(threads); }
+void rl_team_free(RlTeam* team) { team_free(team); }
+
+int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* arena, uint8_t* scratch,
+                   int64_t scratch_bytes, const RlPool* pool, const RlBatch* batch) {
+  if (!team || !batch || count < 0 || (count && (!tape || !arena))) return -BAD_ARGUMENT;
+  if (batch->tokens < 0 || batch->logit_rows < 0 || batch->sequences < 0) return -BAD_BATCH;
+  if (reinterpret_cast<uintptr_t>(arena) % 64 || reinterpret_cast<uintptr_t>(scratch) % 64) return -BAD_ARGUMENT;
+  if (!scratch) scratch_bytes = 0;
+  int checked_window = -1;  // layers of one window share their pages' check
+  for (int i = 0; i < count; i++) {
+    if (tape[i].op == RL_ATTEND && tape[i].window == checked_window && i > 0 && pool) continue;
+    if (Fault fault = check(tape[i], *batch, pool, scratch_bytes, team_threads(team))) return -(i * 100LL + fault);
+    if (tape[i].op == RL_ATTEND) checked_window = tape[i].window;
+  }
+  if (count == 0 || (batch->tokens == 0 && batch->logit_rows == 0)) return 0;
+  Step step{arena, scratch, scratch_bytes, pool, batch};
+  Run run{step, tape, count, kernels()};
+  team_run(team, walk, &run);
+  return 0;
+}
+
+int64_t rl_scratch_bytes(int32_t threads, int32_t max_tokens, int32_t max_positions, int32_t heads, int32_t head_dim,
+                         int32_t vocabulary) {
+  // Split attention only pays for few rows: room for four tokens, or as many as fit 16 MiB.
+  const int64_t splits = (static_cast<int64_t>(max_positions) + RL_SPLIT_TOKENS - 1) / RL_SPLIT_TOKENS;
+  const int64_t token = heads * splits * partial_floats(head_dim) * 4;
+  int64_t tokens = max_tokens < 4 ? max_tokens : 4;
+  while (tokens > 1 && tokens * token > (16 << 20)) tokens--;
+  const int64_t sampling = threads * sample_scratch_bytes(vocabulary);
+  return round_up(tokens * token > sampling ? tokens * token : sampling, 64);
+}
+
+double rl_measure_read(RlTeam* team, const void* data, int64_t bytes, int32_t threads) {
+  Measurement m{kernels(), static_cast<const uint8_t*>(data), bytes, 0, 0, threads};
+  return timed(team, measure_job, &m);
+}
+
+double rl_measure_flops(RlTeam* team, int32_t kind, int64_t iterations, int32_t threads, double* operations) {
+  Measurement m{kernels(), nullptr, 0, iterations, kind, threads};
+  const double seconds = timed(team, measure_job, &m);
+  *operations = static_cast<double>(m.operations.load());
+  return seconds;
+}
+
+double rl_measure_barrier(RlTeam* team, int64_t iterations) {
+  return timed(team, barrier_job, &iterations) / static_cast<double>(iterations);
+}

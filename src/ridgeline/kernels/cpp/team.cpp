@@ -1,0 +1,172 @@
+// Why own threads: a step has ~200-300 barriers of a few microseconds of work between them; OpenMP's cost 1.4-45 us.
+// Why spin, then sleep: a pure spin barrier is fastest when alone but measured up to 8 s a token when another job takes
+// the cores (KERNELS.md §1). Everybody therefore spins SPIN_NS and then sleeps on a futex; a sleeping waiter is counted so
+// that the releaser pays for a system call only when somebody sleeps. With more threads than cores nobody spins.
+#include "team.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <new>
+
+namespace ridgeline {
+namespace {
+
+constexpr int64_t SPIN_NS = 40000;  // KERNELS.md: 20-50 us
+constexpr int MAX_THREADS = 1024;
+
+typedef std::atomic<uint32_t> Word;
+
+void futex_wait(Word& word, uint32_t seen) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+}
+void futex_wake(Word& word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, 0x7fffffff, nullptr, nullptr, 0);
+}
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A number that only grows; waiters sleep until it differs from what they saw. seq_cst on both sides makes
+// "raise, then look for sleepers" and "count myself, then look at the number" never miss each other.
+struct alignas(64) Gate {
+  Word number{0};
+  alignas(64) Word sleepers{0};
+
+  void raise() {
+    number.fetch_add(1);
+    if (sleepers.load()) futex_wake(number);
+  }
+  void wait_change(uint32_t seen, int64_t spin_ns) {
+    if (spin_ns > 0) {
+      int64_t end = 0;
+      do {
+        for (int i = 0; i < 64; i++) {
+          if (number.load(std::memory_order_acquire) != seen) return;
+          relax();
+        }
+        if (!end) end = nanoseconds() + spin_ns;
+      } while (nanoseconds() < end);
+    }
+    sleepers.fetch_add(1);
+    while (number.load() == seen) futex_wait(number, seen);
+    sleepers.fetch_sub(1);
+  }
+};
+
+}  // namespace
+
+int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+}  // namespace ridgeline
+
+using namespace ridgeline;
+
+struct RlTeam {
+  Gate dispatch, phase;
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<int64_t> ticket{0};
+  alignas(64) Job job = nullptr;
+  void* argument = nullptr;
+  bool stop = false;
+  int64_t spin_ns = 0;
+  int threads = 1;
+  pthread_t handles[MAX_THREADS];
+  Worker workers[MAX_THREADS];
+};
+
+namespace ridgeline {
+namespace {
+
+void* live(void* raw) {
+  Worker& worker = *static_cast<Worker*>(raw);
+  RlTeam& team = *worker.team;
+  // The first job is number 1. The end-of-job barrier keeps the next dispatch from being raised before everyone has
+  // taken this one, so a worker never misses a number.
+  for (uint32_t seen = 0;; seen++) {
+    team.dispatch.wait_change(seen, team.spin_ns);
+    if (team.stop) return nullptr;
+    worker.threads = team.threads;
+    team.job(worker, team.argument);
+    barrier(worker);
+  }
+}
+
+int cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  return static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+}
+
+}  // namespace
+
+RlTeam* team_new(int threads) {
+  if (threads < 1 || threads > MAX_THREADS) return nullptr;
+  void* place = aligned_alloc(64, (sizeof(RlTeam) + 63) / 64 * 64);
+  if (!place) return nullptr;
+  RlTeam* team = new (place) RlTeam;
+  team->spin_ns = threads <= cores() ? SPIN_NS : 0;
+  for (int i = 1; i < threads; i++) {
+    team->workers[i] = Worker{team, i, threads};
+    if (pthread_create(&team->handles[i], nullptr, live, &team->workers[i]) != 0) {
+      team_free(team);  // joins those that were born
+      return nullptr;
+    }
+    team->threads = i + 1;
+  }
+  return team;
+}
+
+void team_free(RlTeam* team) {
+  if (!team) return;
+  team->stop = true;
+  team->dispatch.raise();
+  for (int i = 1; i < team->threads; i++) pthread_join(team->handles[i], nullptr);
+  free(team);
+}
+
+int team_threads(const RlTeam* team) { return team->threads; }
+
+void team_run(RlTeam* team, Job job, void* argument) {
+  Worker worker{team, 0, team->threads};
+  team->ticket.store(0, std::memory_order_relaxed);
+  if (worker.threads == 1) return job(worker, argument);
+  team->job = job;
+  team->argument = argument;
+  team->dispatch.raise();
+  job(worker, argument);
+  barrier(worker);
+}
+
+void barrier(Worker& worker) {
+  RlTeam* team = worker.team;
+  if (worker.threads == 1) return team->ticket.store(0, std::memory_order_relaxed);
+  uint32_t seen = team->phase.number.load(std::memory_order_acquire);
+  if (team->arrived.fetch_add(1, std::memory_order_acq_rel) == worker.threads - 1) {
+    team->arrived.store(0, std::memory_order_relaxed);
+    team->ticket.store(0, std::memory_order_relaxed);
+    team->phase.raise();
+  } else {
+    team->phase.wait_change(seen, team->spin_ns);
+  }
+}
+
+int64_t take(Worker& worker) { return worker.team->ticket.fetch_add(1, std::memory_order_relaxed); }
+
+}  // namespace ridgeline

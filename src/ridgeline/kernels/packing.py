@@ -1,0 +1,67 @@
+"""Weights from file order into the tiles the native linears read, and back, bit for bit (layouts: cpp/pack.cpp)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.kit.errors import InvariantError, UserError
+
+from . import native
+
+Bytes = npt.NDArray[np.uint8]
+
+# Formats the native bodies multiply on their own bits: name -> RlFormat.
+NATIVE_FORMATS = {"f32": native.RL_F32, "bf16": native.RL_BF16, "q8_0": native.RL_Q8_0, "q4_1": native.RL_Q4_1}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeight:
+    """data: [bytes], 64-byte aligned; rows are padded to 16, nothing else is added."""
+
+    data: Bytes
+    format_name: str
+    rows: int
+    columns: int
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    def unpack(self) -> Bytes:
+        """The bytes that went in, in file order."""
+        number = NATIVE_FORMATS[self.format_name]
+        source = np.empty(file_bytes(self.format_name, self.rows, self.columns), np.uint8)
+        if native.library().rl_unpack(number, self.data.ctypes.data, self.rows, self.columns, source.ctypes.data):
+            raise InvariantError(f"a packed {self.format_name} [{self.rows}, {self.columns}] cannot be unpacked")
+        return source
+
+
+def pack(data: Bytes | None, format_name: str, rows: int, columns: int) -> PackedWeight:
+    """Bytes in file order -> tiles. UserError for a format without a native body or data of the wrong size."""
+    if format_name not in NATIVE_FORMATS:
+        raise UserError(
+            f"no native kernel reads {format_name}. Known: {', '.join(NATIVE_FORMATS)}. Try --weights bf16."
+        )
+    if data is None:
+        raise InvariantError(f"a {format_name} [{rows}, {columns}] descriptor has no bytes to pack")
+    number = NATIVE_FORMATS[format_name]
+    size = int(native.library().rl_packed_bytes(number, rows, columns))
+    if size < 0:
+        raise UserError(f"{format_name} needs columns in groups of 32; a weight of [{rows}, {columns}] has none.")
+    source = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+    if source.nbytes != file_bytes(format_name, rows, columns):
+        raise UserError(f"{format_name} [{rows}, {columns}] is {file_bytes(format_name, rows, columns)} bytes, "
+                        f"not {source.nbytes}.")  # fmt: skip
+    packed = native.aligned(size)
+    if native.library().rl_pack(number, source.ctypes.data, rows, columns, packed.ctypes.data):
+        raise InvariantError(f"{format_name} [{rows}, {columns}] cannot be packed")
+    return PackedWeight(packed, format_name, rows, columns)
+
+
+def file_bytes(format_name: str, rows: int, columns: int) -> int:
+    """Bytes in file order."""
+    per_group = {"f32": 128, "bf16": 64, "q8_0": 34, "q4_1": 20}[format_name]
+    return rows * columns * per_group // 32
