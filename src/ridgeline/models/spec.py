@@ -15,7 +15,8 @@ from ridgeline.ops.protocols import Floats
 class Rope:
     """Rotary embedding. `interleaved`: pairs (0,1), (2,3).. as GGUF's llama files store them; else halves.
 
-    scaling: None, or ("linear", factor), or ("llama3", factor, low_freq_factor, high_freq_factor, original_context).
+    scaling: None, or ("linear", factor), or ("llama3", factor, low_freq_factor, high_freq_factor, original_context),
+    or ("factors", f0, f1, ...): the i-th frequency divided by f_i, as `rope_freqs` of GGUF files says.
     """
 
     dim: int
@@ -32,6 +33,8 @@ class Rope:
         )
         if self.scaling and self.scaling[0] == "linear":
             frequency = frequency / np.float32(self.scaling[1])
+        elif self.scaling and self.scaling[0] == "factors":
+            frequency = frequency / np.array(self.scaling[1:], np.float32)
         elif self.scaling and self.scaling[0] == "llama3":
             frequency = _llama3(frequency, *(float(x) for x in self.scaling[1:]))
         angles = np.arange(self.positions, dtype=np.float32)[:, None] * frequency.astype(np.float32)[None, :]

@@ -105,8 +105,10 @@ class ChatTemplate:
             return text
         if not text.startswith(opening):
             return text
+        rest = text[len(opening) :]
         bos = values["bos_token"]
-        return (bos if bos and opening.startswith(bos) else "") + text[len(opening) :]
+        is_lost = bos and opening.startswith(bos) and not rest.startswith(bos)  # SmolLM2's bos begins every turn
+        return bos + rest if is_lost else rest
 
     def _run(self, messages: Sequence[Message], **values: Any) -> str:
         """Render with a fresh budget; every failure inside is a UserError."""

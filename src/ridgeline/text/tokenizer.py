@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import tokenizers
 
 from ridgeline.kit.errors import UserError
@@ -53,8 +54,10 @@ class Tokenizer:
         return cls(vocabulary.build(), bos=bos, eos=eos, add_bos=add_bos)
 
     @classmethod
-    def from_directory(cls, directory: Path) -> Tokenizer:
-        """tokenizer.json, with tokenizer_config.json for bos and eos. UserError when missing or damaged."""
+    def from_directory(cls, directory: Path, *, eos: Sequence[int] = ()) -> Tokenizer:
+        """tokenizer.json, with tokenizer_config.json for bos and eos (`eos`: further ends of text, from the model's
+        own configuration). UserError when missing or damaged.
+        """
         path = directory / "tokenizer.json"
         config = read_config(directory)
         try:
@@ -69,12 +72,9 @@ class Tokenizer:
             raise UserError(f"{path} is damaged: {error}. Fetch it again.") from error
         pipeline.no_truncation()
         pipeline.no_padding()
-        bos, eos = (_token_id(pipeline, config.get(key)) for key in ("bos_token", "eos_token"))
-        if "add_bos_token" in config:
-            add_bos = bool(config["add_bos_token"])
-        else:  # what the file's own post-processor does with an empty text
-            add_bos = bos is not None and pipeline.encode("", add_special_tokens=True).ids[:1] == [bos]
-        return cls(pipeline, bos=bos, eos=() if eos is None else (eos,), add_bos=add_bos)
+        bos, end = (_token_id(pipeline, config.get(key)) for key in ("bos_token", "eos_token"))
+        ends = dict.fromkeys((*eos, *(() if end is None else (end,))))
+        return cls(pipeline, bos=bos, eos=tuple(ends), add_bos=starts_with_bos(directory))
 
     # -- text to ids
 
@@ -190,6 +190,29 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object. Fetch it again.")
     return config
+
+
+def starts_with_bos(directory: Path) -> bool:
+    """Whether texts of this model begin with bos: add_bos_token, else what tokenizer.json's post-processor does."""
+    config = read_config(directory)
+    if "add_bos_token" in config:
+        return config["add_bos_token"] is True
+    bos = spelling(config.get("bos_token"))
+    try:
+        step = (
+            msgspec.json.decode((directory / "tokenizer.json").read_bytes(), type=_PostProcessed).post_processor or {}
+        )
+    except (OSError, msgspec.DecodeError):
+        return False  # Tokenizer.from_directory says what is wrong
+    steps = step.get("processors", [step])
+    firsts = [step["single"][0] for step in steps if step.get("type") == "TemplateProcessing" and step.get("single")]
+    return bos is not None and any(first.get("SpecialToken", {}).get("id") == bos for first in firsts)
+
+
+class _PostProcessed(msgspec.Struct):
+    """The one field of tokenizer.json read apart from the pipeline; the rest is skipped over."""
+
+    post_processor: dict[str, Any] | None = None
 
 
 def spelling(entry: Any) -> str | None:

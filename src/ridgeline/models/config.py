@@ -1,0 +1,141 @@
+"""ModelSpec from a Hugging Face config.json. Refuses what the families here do not compute, field by field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ridgeline.kit.errors import UserError
+
+from .family import FAMILIES
+from .fields import LIMITS, Fields
+from .spec import ModelSpec, Rope
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> family
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+MAX_CONFIG_BYTES = 1 << 22
+# Defaults of the configuration classes in transformers, where published files leave the field out.
+DEFAULT_NORM_EPS = 1e-6
+DEFAULT_ROPE_BASE = 10_000.0
+DEFAULT_CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768}
+MISTRAL_WINDOW = 4096
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size. UserError when it is not one (NaN and Infinity included)."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes. It is no configuration.")
+        value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object. Fetch it again.")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def spec_from_config(config: Mapping[str, Any], name: str, source: str) -> ModelSpec:
+    """The numbers of a model. UserError names the field that is missing, out of range or not supported."""
+    fields = Fields(config, source)
+    kind = fields.text("model_type")
+    if kind not in ARCHITECTURES:
+        raise UserError(
+            f"{source} is a {kind!r} model; supported: {', '.join(sorted(ARCHITECTURES))} "
+            f"(families {', '.join(FAMILIES.names())})."
+        )
+    _refuse_unsupported(fields)
+    family = ARCHITECTURES[kind]
+    width = fields.integer("hidden_size", LIMITS["width"])
+    heads = fields.integer("num_attention_heads", LIMITS["heads"])
+    layers = fields.integer("num_hidden_layers", LIMITS["layers"])
+    vocabulary = fields.integer("vocab_size", LIMITS["vocabulary"])
+    context = fields.integer("max_position_embeddings", LIMITS["context"], DEFAULT_CONTEXT[kind])
+    if fields.values.get("head_dim") is None and width % heads:
+        raise UserError(f"{source}: hidden_size {width} is not a multiple of num_attention_heads {heads}.")
+    head_dim = fields.integer("head_dim", LIMITS["width"], width // heads)
+    bos = fields.token_ids("bos_token_id", vocabulary)
+    spec = ModelSpec(
+        family=family, name=name, layers=layers, width=width, heads=heads,
+        kv_heads=fields.integer("num_key_value_heads", LIMITS["heads"], heads), head_dim=head_dim,
+        ffn=fields.integer("intermediate_size", LIMITS["ffn"]), vocabulary=vocabulary, context=context,
+        norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, DEFAULT_NORM_EPS),
+        rope=_rope(fields, head_dim, context), tied=fields.flag("tie_word_embeddings", False),
+        qkv_bias=family == "qwen2", activation=ACTIVATIONS[fields.text("hidden_act", "silu")],
+        windows=_windows(fields, kind, layers), bos=bos[0] if bos else None,
+        eos=fields.token_ids("eos_token_id", vocabulary),
+    )  # fmt: skip
+    check_spec(spec, source)
+    return spec
+
+
+def check_spec(spec: ModelSpec, source: str) -> None:
+    """Relations between the numbers that every family relies on."""
+    if spec.heads % spec.kv_heads:
+        raise UserError(f"{source}: {spec.heads} query heads cannot share {spec.kv_heads} key-value heads evenly.")
+    if spec.head_dim % 2 or spec.rope.dim % 2 or not 2 <= spec.rope.dim <= spec.head_dim:
+        raise UserError(
+            f"{source}: rotary dimension {spec.rope.dim} of head dimension {spec.head_dim}; both must be even, and the "
+            "first not larger."
+        )
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    activation = fields.text("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{fields.source}: hidden_act {activation!r}; supported: {', '.join(ACTIVATIONS)}.")
+    if fields.values.get("model_type") != "qwen2" and fields.flag("attention_bias", False):
+        raise UserError(f"{fields.source}: attention_bias is true; the llama family here has none.")
+    if fields.flag("mlp_bias", False):
+        raise UserError(f"{fields.source}: mlp_bias is true; the families here have none.")
+    if fields.values.get("quantization_config") is not None:
+        raise UserError(
+            f"{fields.source}: quantization_config is set; give unquantised safetensors or a GGUF file of this model."
+        )
+
+
+def _rope(fields: Fields, head_dim: int, context: int) -> Rope:
+    """rope_theta and rope_scaling, or rope_parameters (transformers 5)."""
+    scaling = fields.table("rope_parameters") or fields.table("rope_scaling")
+    theta_source = scaling if scaling and scaling.values.get("rope_theta") is not None else fields
+    base = theta_source.number("rope_theta", 1.0, 1e12, DEFAULT_ROPE_BASE)
+    share = fields.number("partial_rotary_factor", 0.0, 1.0, 1.0)
+    return Rope(int(head_dim * share), base, context, scaling=_scaling(scaling, context))
+
+
+def _scaling(scaling: Fields | None, context: int) -> tuple[str | float, ...] | None:
+    if scaling is None:
+        return None
+    kind = scaling.text("rope_type", scaling.text("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return "linear", scaling.number("factor", 1.0, 1e6)
+    if kind == "llama3":
+        low = scaling.number("low_freq_factor", 1e-6, 1e6)
+        high = scaling.number("high_freq_factor", 1e-6, 1e6)
+        if high <= low:
+            raise UserError(f"{scaling.source}: high_freq_factor {high:g} must be above low_freq_factor {low:g}.")
+        original = scaling.integer("original_max_position_embeddings", LIMITS["context"], context)
+        return "llama3", scaling.number("factor", 1.0, 1e6), low, high, float(original)
+    raise UserError(f"{scaling.source}: rope type {kind!r}; supported: default, linear, llama3.")
+
+
+def _windows(fields: Fields, kind: str, layers: int) -> tuple[int, ...]:
+    """Keys each layer reads back. Mistral: all layers; Qwen2: the layers from max_window_layers on, when enabled."""
+    if fields.values.get("sliding_window") is None:
+        return ()
+    window = fields.integer("sliding_window", LIMITS["context"], MISTRAL_WINDOW)
+    if kind == "mistral":
+        return (window,) * layers
+    if kind == "qwen2" and fields.flag("use_sliding_window", False):
+        first = fields.integer("max_window_layers", LIMITS["layers"], 28, least=0)
+        return tuple(window if layer >= first else 0 for layer in range(layers))
+    return ()

@@ -1,0 +1,31 @@
+"""The table of model families. A family is a function that records a Program; nothing else describes the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ridgeline.kit.registry import Registry
+from ridgeline.ops.op import Value
+from ridgeline.ops.program import Program, Recorder
+from ridgeline.ops.protocols import KvStorage
+
+from .spec import ModelSpec
+from .weights import ModelWeights
+
+Family = Callable[[Recorder, ModelSpec, ModelWeights], Value]
+
+FAMILIES: Registry[Family] = Registry(
+    "model family",
+    __package__,
+    {
+        "llama": ".llama:llama",
+        "qwen2": ".qwen2:qwen2",
+    },
+)
+
+
+def record_program(spec: ModelSpec, weights: ModelWeights, storage: KvStorage) -> Program:
+    """The Program of a model whose KV is kept in `storage`; symbolic in the batch."""
+    recorder = Recorder(spec.name, storage)
+    FAMILIES.get(spec.family)(recorder, spec, weights)
+    return recorder.finish()

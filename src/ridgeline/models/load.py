@@ -1,0 +1,189 @@
+"""Models by name, path or shape: load (with numbers) and describe (shapes and formats only).
+
+`model` is a name from the pull table, a .gguf file, a directory with config.json and safetensors, `random:<shape>` of
+the catalogue or `random:<config.json>`. `weights` is "native" (the file's own bits, mapped) or a format everything is
+converted to. Refuses, naming the cure, what is unknown, incomplete or not supported.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ridgeline.formats.format import FORMATS
+from ridgeline.formats.gguf import read_gguf
+from ridgeline.formats.safetensors_file import read_safetensors
+from ridgeline.formats.weight import StoredWeight, convert
+from ridgeline.kit.errors import UserError
+from ridgeline.ops.program import Program
+from ridgeline.ops.protocols import Format, KvStorage
+from ridgeline.text.tokenizer import Tokenizer, read_config, starts_with_bos
+
+from .catalogue import shape, shapes, suggest
+from .config import read_json, spec_from_config
+from .family import record_program
+from .metadata import ROPE_FACTORS, spec_from_gguf, tokenizer_from_gguf
+from .pull import TABLE, Progress, find, pull
+from .random_weights import fill
+from .spec import ModelSpec
+from .weights import GGUF_NAMES, HF_NAMES, ModelWeights, Shape, assemble, build, map_weights
+
+WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1")
+RANDOM = "random:"
+RANDOM_NATIVE = "bf16"  # what the published shapes are distributed in
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """source: the file or directory, None for random shapes. file_bytes: size of the files read, 0 without any."""
+
+    spec: ModelSpec
+    weights: ModelWeights
+    source: Path | None = None
+    file_bytes: int = 0
+    chat_template: str | None = None
+    random: bool = False
+    make_tokenizer: Callable[[], Tokenizer | None] = field(default=lambda: None, repr=False)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Built on first use; None when the model comes without one."""
+        return self.make_tokenizer()
+
+
+def load(model: str, *, weights: str = "native", seed: int = 0, progress: Progress | None = None) -> LoadedModel:
+    """A model with its numbers. Names of the pull table are fetched when absent (progress: bytes done, in all).
+
+    native: memory-mapped views of the file, no copies. Otherwise matrices are converted to the named format, except
+    that the one that makes logits stays at q8_0 under q4_1 (as llama.cpp's Q4_1 files have it); norms and biases are
+    f32. UserError says what is wrong and what to do.
+    """
+    found = _find(model, weights, progress, fetch=True)
+    if found.random:
+        return replace(found, weights=_filled(found.weights, seed))
+    return found if weights == "native" else replace(found, weights=_converted(found.weights, weights))
+
+
+def describe(model: str, *, weights: str = "native") -> LoadedModel:
+    """The same without numbers: every weight's data is None and nothing is allocated (A8). Fetches nothing."""
+    found = _find(model, weights, None, fetch=False)
+    described = map_weights(found.weights, lambda role, weight: weight.describe())
+    return replace(found, weights=described if weights == "native" or found.random else _converted(described, weights))
+
+
+def record(loaded: LoadedModel, storage: KvStorage) -> Program:
+    """The model's Program with its KV kept in `storage`."""
+    return record_program(loaded.spec, loaded.weights, storage)
+
+
+def _find(model: str, weights: str, progress: Progress | None, *, fetch: bool) -> LoadedModel:
+    """Where a name leads: mapped weights of a file, or descriptors of a random shape."""
+    if weights not in WEIGHTS:
+        raise UserError(f"unknown weights {weights!r}. Known: {', '.join(WEIGHTS)}.")
+    if model.startswith(RANDOM):
+        return _random(model.removeprefix(RANDOM), weights)
+    if model in TABLE:
+        path = pull(model, progress) if fetch else find(model)
+        if path is None:
+            raise UserError(f"{model} is not on this machine yet. Run `ridgeline pull {model}` first.")
+        return _from_gguf(path, model)
+    path = _path(model)
+    if path.is_dir():
+        return _from_directory(path)
+    if path.is_file() or path.suffix == ".gguf":
+        return _from_gguf(path, path.stem)
+    if model in shapes():
+        raise UserError(f"{model} is a shape without weights here: use {RANDOM}{model}, or a path to its files.")
+    known = [*TABLE, *(RANDOM + name for name in shapes())]
+    raise UserError(f"unknown model {model!r}: no such file, directory or name. {suggest(model, known)}")
+
+
+def _from_gguf(path: Path, name: str) -> LoadedModel:
+    file = read_gguf(path)
+    spec = spec_from_gguf(file.metadata, file.tensors, name, str(path))
+    dropped = frozenset({ROPE_FACTORS})  # in the spec's rope
+    template = file.metadata.get("tokenizer.chat_template")
+    return LoadedModel(
+        spec, assemble(spec, file.tensors, GGUF_NAMES, str(path), dropped), path, file.file_bytes,
+        template if isinstance(template, str) else None, False,
+        functools.cache(lambda: tokenizer_from_gguf(file.metadata, spec, str(path))),
+    )  # fmt: skip
+
+
+def _from_directory(directory: Path) -> LoadedModel:
+    """config.json and safetensors, as Hugging Face repositories are laid out."""
+    config = read_json(directory / "config.json")
+    generation = directory / "generation_config.json"
+    if generation.exists():  # names more ends of text than config.json does (Llama 3, Qwen 2.5)
+        config |= {key: value for key, value in read_json(generation).items() if key == "eos_token_id"}
+    spec = spec_from_config(config, directory.resolve().name, str(directory / "config.json"))
+    spec = replace(spec, add_bos=starts_with_bos(directory))
+    tensors = read_safetensors(directory)
+    has_tokenizer = (directory / "tokenizer.json").exists()
+    return LoadedModel(
+        spec, assemble(spec, tensors, HF_NAMES, str(directory)), directory,
+        sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        _directory_template(directory), False,
+        functools.cache(lambda: Tokenizer.from_directory(directory, eos=spec.eos) if has_tokenizer else None),
+    )  # fmt: skip
+
+
+def _directory_template(directory: Path) -> str | None:
+    """chat_template.jinja, else the one in tokenizer_config.json (of several, "default")."""
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        try:
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}. Fetch it again.") from error
+    template = read_config(directory).get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _random(name: str, weights: str) -> LoadedModel:
+    """Descriptors of a catalogue shape or of a config.json."""
+    path = _path(name)
+    if path.suffix == ".json":
+        spec = spec_from_config(read_json(path), f"{RANDOM}{path.parent.name or path.stem}", str(path))
+    else:
+        spec = replace(shape(name), name=RANDOM + name)
+
+    def make(role: str, size: Shape, layer: int | None) -> StoredWeight:
+        format = FORMATS.get(RANDOM_NATIVE) if weights == "native" else _format_for(role, weights)
+        is_tied_head = role == "embed" and spec.tied
+        if is_tied_head and weights != "native":
+            format = _format_for("head", weights)
+        return StoredWeight(role if layer is None else f"layers.{layer}.{role}", *size, format)
+
+    return LoadedModel(spec, build(spec, make), random=True)
+
+
+def _path(text: str) -> Path:
+    """A path a person typed. UserError for what no file system takes."""
+    if not text or "\0" in text or len(text) > 4096:
+        raise UserError(f"{text[:80]!r} is not the name of a model or file.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"{text!r}: {error}.") from error
+
+
+def _format_for(role: str, weights: str) -> Format:
+    """The format of a tensor by its role when a person asks for `weights`."""
+    if role.endswith(("norm", "bias")):
+        return FORMATS.get("f32")
+    return FORMATS.get("q8_0" if weights == "q4_1" and role == "head" else weights)
+
+
+def _converted(weights: ModelWeights, name: str) -> ModelWeights:
+    return map_weights(weights, lambda role, weight: convert(weight, _format_for(role, name)))
+
+
+def _filled(weights: ModelWeights, seed: int) -> ModelWeights:
+    places = itertools.count()
+    return map_weights(weights, lambda role, weight: fill(weight, role, seed, next(places)))

@@ -1,0 +1,123 @@
+"""ModelSpec and text.Vocabulary from GGUF metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ridgeline.formats.gguf import StringArray
+from ridgeline.formats.weight import StoredWeight
+from ridgeline.kit.errors import UserError
+from ridgeline.text.tokenizer import Tokenizer
+from ridgeline.text.vocabulary import Vocabulary
+
+from .config import check_spec
+from .family import FAMILIES
+from .fields import LIMITS, Fields
+from .spec import ModelSpec, Rope
+
+DEFAULT_ROPE_BASE = 10_000.0  # GGUF specification
+ROPE_FACTORS = "rope_freqs.weight"
+INTERLEAVED = frozenset({"llama"})  # families whose q and k rows convert_hf_to_gguf.py permutes
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+def spec_from_gguf(
+    metadata: Mapping[str, Any], tensors: Mapping[str, StoredWeight], name: str, source: str
+) -> ModelSpec:
+    """The numbers of a model. UserError names the key that is missing, out of range or not supported."""
+    fields = Fields(metadata, source)
+    family = fields.text("general.architecture")
+    if family not in FAMILIES:
+        raise UserError(
+            f"{source} is a {family!r} model; supported architectures: {', '.join(sorted(FAMILIES.names()))}."
+        )
+    if metadata.get(f"{family}.expert_count"):
+        raise UserError(f"{source} is a mixture of experts, which the {family} family here does not compute.")
+    width = fields.integer(f"{family}.embedding_length", LIMITS["width"])
+    heads = fields.integer(f"{family}.attention.head_count", LIMITS["heads"])
+    layers = fields.integer(f"{family}.block_count", LIMITS["layers"])
+    context = fields.integer(f"{family}.context_length", LIMITS["context"])
+    if "token_embd.weight" not in tensors:
+        raise UserError(f"{source} lacks tensor token_embd.weight, the embedding. The file is incomplete.")
+    vocabulary = tensors["token_embd.weight"].rows
+    head_dim = fields.integer(f"{family}.attention.key_length", LIMITS["width"], max(1, width // heads))
+    if fields.integer(f"{family}.attention.value_length", LIMITS["width"], head_dim) != head_dim:
+        raise UserError(f"{source}: key and value heads differ in length, which {family} here does not compute.")
+    window = fields.integer(f"{family}.attention.sliding_window", LIMITS["context"], 0, least=0)
+    bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocabulary)
+    ends = [token for key in END_KEYS for token in fields.token_ids(f"tokenizer.ggml.{key}", vocabulary)]
+    is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    spec = ModelSpec(
+        family=family, name=name, layers=layers, width=width, heads=heads,
+        kv_heads=fields.integer(f"{family}.attention.head_count_kv", LIMITS["heads"], heads), head_dim=head_dim,
+        ffn=fields.integer(f"{family}.feed_forward_length", LIMITS["ffn"]), vocabulary=vocabulary, context=context,
+        norm_eps=fields.number(f"{family}.attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        rope=_rope(fields, family, head_dim, context, tensors.get(ROPE_FACTORS)), tied="output.weight" not in tensors,
+        qkv_bias=family == "qwen2", windows=(window,) * layers if window else (), bos=bos[0] if bos else None,
+        eos=tuple(dict.fromkeys(ends)),
+        # llama.cpp starts texts with bos for SentencePiece vocabularies that do not say otherwise
+        add_bos=fields.flag("tokenizer.ggml.add_bos_token", is_sentencepiece),
+    )  # fmt: skip
+    check_spec(spec, source)
+    return spec
+
+
+def _rope(fields: Fields, family: str, head_dim: int, context: int, factors: StoredWeight | None) -> Rope:
+    dim = fields.integer(f"{family}.rope.dimension_count", LIMITS["width"], head_dim)
+    base = fields.number(f"{family}.rope.freq_base", 1.0, 1e12, DEFAULT_ROPE_BASE)
+    kind = fields.text(f"{family}.rope.scaling.type", "none")
+    scaling: tuple[str | float, ...] | None = None
+    if kind == "linear":
+        scaling = ("linear", fields.number(f"{family}.rope.scaling.factor", 1e-6, 1e6))
+    elif kind != "none":
+        raise UserError(f"{fields.source}: rope scaling {kind!r}; supported: none, linear, rope_freqs.")
+    if factors is not None:
+        values = factors.unpack().ravel()
+        if scaling or values.size != dim // 2 or not np.isfinite(values).all() or not (values > 0).all():
+            raise UserError(f"{fields.source}: {ROPE_FACTORS} must be {dim // 2} positive factors, alone.")
+        scaling = ("factors", *(float(value) for value in values))
+    return Rope(dim, base, context, interleaved=family in INTERLEAVED, scaling=scaling)
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any], spec: ModelSpec, source: str) -> Tokenizer | None:
+    """The file's tokenizer; None when it has none. UserError when it has one we cannot rebuild."""
+    if "tokenizer.ggml.tokens" not in metadata:
+        return None
+    fields = Fields(metadata, source)
+    tokens = _strings(metadata, "tokenizer.ggml.tokens", source)
+    unknown = fields.token_ids("tokenizer.ggml.unknown_token_id", len(tokens))
+    if len(tokens) > spec.vocabulary:
+        raise UserError(f"{source} names {len(tokens)} tokens but has {spec.vocabulary} embeddings. Convert it again.")
+    vocabulary = Vocabulary(
+        model=fields.text("tokenizer.ggml.model"),
+        pre=fields.text("tokenizer.ggml.pre", "default"),
+        tokens=tokens,
+        types=_numbers(metadata, "tokenizer.ggml.token_type", source),
+        merges=_strings(metadata, "tokenizer.ggml.merges", source),
+        scores=_numbers(metadata, "tokenizer.ggml.scores", source),
+        unknown=unknown[0] if unknown else None,
+        space_prefix=fields.flag("tokenizer.ggml.add_space_prefix", True),
+    )
+    return Tokenizer.from_vocabulary(vocabulary, bos=spec.bos, eos=spec.eos, add_bos=spec.add_bos)
+
+
+def _strings(metadata: Mapping[str, Any], key: str, source: str) -> list[str]:
+    value = metadata.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, StringArray):
+        raise UserError(f"{source}: {key} is not a list of strings. Convert it again.")
+    return value.read()
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, source: str) -> list[Any]:
+    value = metadata.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, np.ndarray):
+        raise UserError(f"{source}: {key} is not a list of numbers. Convert it again.")
+    listed: list[Any] = value.tolist()
+    return listed

@@ -1,0 +1,74 @@
+"""Random weights in any writable format: right shapes, right bytes, sane magnitudes, made in seconds.
+
+Packed bytes are drawn directly (random levels under a fixed scale) instead of quantising random numbers. The stream
+depends on the seed and the tensor's place only, so the same model is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.formats.format import FORMATS, Bytes
+from ridgeline.formats.weight import StoredWeight
+from ridgeline.kit.errors import UserError
+from ridgeline.ops.protocols import Floats
+
+DEVIATION = 0.02  # initializer_range of the published configurations
+GAIN_DEVIATION = 0.1  # norms differ from 1, so that leaving one out shows
+LEVELS_Q4 = np.sqrt((16**2 - 1) / 12)  # standard deviation of a uniform nibble
+LEVELS_Q8 = np.sqrt((256**2 - 1) / 12)
+CHUNK = 1 << 22
+
+
+def fill(weight: StoredWeight, role: str, seed: int, index: int) -> StoredWeight:
+    """The descriptor with numbers: gains around 1, everything else around 0 with deviation DEVIATION."""
+    generator = np.random.Generator(np.random.SFC64([seed, index]))
+    if role.endswith("norm"):
+        values = 1 + GAIN_DEVIATION * generator.standard_normal((weight.rows, weight.columns), np.float32)
+        data = weight.format.pack(values.astype(np.float32))
+    elif weight.format.name in ("f32", "f16", "bf16"):
+        data = _draw_table(weight, generator)
+    elif weight.format.name in ("q8_0", "q4_1"):
+        data = _draw_blocks(weight, generator)
+    else:
+        raise UserError(f"random weights in {weight.format.name} are not made; use f32, bf16, q8_0 or q4_1.")
+    return StoredWeight(weight.name, weight.rows, weight.columns, weight.format, data)
+
+
+@functools.cache
+def _quantiles() -> Floats:
+    """65,536 equally likely values of a normal distribution."""
+    normal = NormalDist(0.0, DEVIATION)
+    return np.array([normal.inv_cdf((i + 0.5) / 65_536) for i in range(65_536)], np.float32)
+
+
+def _draw_table(weight: StoredWeight, generator: np.random.Generator) -> Bytes:
+    """Element formats: a random 16-bit number picks one of the packed quantiles."""
+    element = FORMATS.get(weight.format.name).pack(_quantiles()[:, None])
+    kind: npt.DTypeLike = np.uint32 if weight.format.name == "f32" else np.uint16
+    table = element.view(kind)
+    data = np.empty(weight.rows * weight.columns, kind)
+    for start in range(0, data.size, CHUNK):
+        part = data[start : start + CHUNK]
+        part[:] = table[generator.integers(0, 65_536, part.size, np.uint16)]
+    return data.view(np.uint8)
+
+
+def _draw_blocks(weight: StoredWeight, generator: np.random.Generator) -> Bytes:
+    """Blocks of 32: random levels, one scale for all (and the minimum that centres them)."""
+    if weight.format.name == "q8_0":
+        head = np.array([DEVIATION / LEVELS_Q8], np.float16)
+    else:
+        scale = np.float16(DEVIATION / LEVELS_Q4)
+        head = np.array([scale, np.float16(-7.5) * scale], np.float16)
+    blocks = np.empty((weight.nbytes // weight.format.nbytes(1, 32), weight.format.nbytes(1, 32)), np.uint8)
+    blocks[:, : head.nbytes] = head.view(np.uint8)
+    step = CHUNK // 32
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step, head.nbytes :]
+        part[:] = np.frombuffer(generator.bytes(part.size), np.uint8).reshape(part.shape)
+    return blocks.reshape(-1)

@@ -1,0 +1,168 @@
+"""Weights by role: LayerWeights and ModelWeights, and the names GGUF and Hugging Face files give them.
+
+Every tensor a model needs must be there with its shape, and every tensor of a file must be known; anything else is
+one UserError that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ridgeline.formats.weight import StoredWeight
+from ridgeline.kit.errors import UserError
+
+from .spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerWeights:
+    """Matrices are [outputs, inputs]; norms and biases are [1, n]."""
+
+    attend_norm: StoredWeight
+    q: StoredWeight
+    k: StoredWeight
+    v: StoredWeight
+    o: StoredWeight
+    mlp_norm: StoredWeight
+    gate: StoredWeight
+    up: StoredWeight
+    down: StoredWeight
+    q_bias: StoredWeight | None = None
+    k_bias: StoredWeight | None = None
+    v_bias: StoredWeight | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelWeights:
+    """`head` is `embed` itself when the spec says tied."""
+
+    embed: StoredWeight
+    layers: tuple[LayerWeights, ...]
+    final_norm: StoredWeight
+    head: StoredWeight
+
+    def __iter__(self) -> Iterator[StoredWeight]:
+        """Each stored tensor once."""
+        yield self.embed
+        for layer in self.layers:
+            yield from (w for field in LayerWeights.__slots__ if (w := getattr(layer, field)) is not None)
+        yield self.final_norm
+        if self.head is not self.embed:
+            yield self.head
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored."""
+        return sum(weight.nbytes for weight in self)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers held, a tied head once (A8)."""
+        return sum(weight.rows * weight.columns for weight in self)
+
+
+Shape = tuple[int, int]
+
+GGUF_NAMES = {
+    "embed": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight",
+    "attend_norm": "attn_norm.weight", "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight",
+    "o": "attn_output.weight", "mlp_norm": "ffn_norm.weight", "gate": "ffn_gate.weight", "up": "ffn_up.weight",
+    "down": "ffn_down.weight", "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
+    "layer": "blk.{}.",
+}  # fmt: skip
+HF_NAMES = {
+    "embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight",
+    "attend_norm": "input_layernorm.weight", "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight", "o": "self_attn.o_proj.weight", "mlp_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
+    "q_bias": "self_attn.q_proj.bias", "k_bias": "self_attn.k_proj.bias", "v_bias": "self_attn.v_proj.bias",
+    "layer": "model.layers.{}.",
+}  # fmt: skip
+# Tables that older writers stored and that follow from the spec: dropped knowingly. (`rope_freqs` of Llama 3.1 GGUF
+# files is not one of them: it is read into the spec.)
+DERIVED = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight")
+
+
+def layer_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """role -> (rows, columns) of a layer's tensors; norms and biases are [1, n]."""
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    shapes = {
+        "attend_norm": (1, spec.width), "q": (q, spec.width), "k": (kv, spec.width), "v": (kv, spec.width),
+        "o": (spec.width, q), "mlp_norm": (1, spec.width), "gate": (spec.ffn, spec.width), "up": (spec.ffn, spec.width),
+        "down": (spec.width, spec.ffn),
+    }  # fmt: skip
+    return shapes | ({"q_bias": (1, q), "k_bias": (1, kv), "v_bias": (1, kv)} if spec.qkv_bias else {})
+
+
+def outer_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """role -> (rows, columns) outside the layers; no head when tied."""
+    shapes = {"embed": (spec.vocabulary, spec.width), "final_norm": (1, spec.width)}
+    return shapes if spec.tied else shapes | {"head": (spec.vocabulary, spec.width)}
+
+
+def build(spec: ModelSpec, make: Callable[[str, Shape, int | None], StoredWeight]) -> ModelWeights:
+    """Ask `make(role, shape, layer)` for every tensor the spec needs, in the order of the Program."""
+    outer = {role: make(role, shape, None) for role, shape in outer_shapes(spec).items()}
+    shapes = layer_shapes(spec)
+    layers = tuple(
+        LayerWeights(**{role: make(role, shape, index) for role, shape in shapes.items()})
+        for index in range(spec.layers)
+    )
+    return ModelWeights(outer["embed"], layers, outer["final_norm"], outer.get("head", outer["embed"]))
+
+
+def assemble(
+    spec: ModelSpec, tensors: Mapping[str, StoredWeight], names: Mapping[str, str], source: str,
+    dropped: frozenset[str] = frozenset(),
+) -> ModelWeights:  # fmt: skip
+    """Weights of a file by role. `dropped`: tensors the caller has accounted for.
+
+    UserError naming the tensor when one is missing, has another shape, or is not known.
+    """
+    unread = {name for name in tensors if not DERIVED.fullmatch(name)} - dropped
+    if spec.tied:
+        unread.discard(names["head"])  # a copy of the embedding that some writers add
+
+    def take(role: str, shape: Shape, layer: int | None) -> StoredWeight:
+        name = names[role] if layer is None else names["layer"].format(layer) + names[role]
+        weight = tensors.get(name)
+        if weight is None:
+            raise UserError(
+                f"{source} lacks tensor {name} {list(shape)}, which {spec.family} with {spec.layers} layers needs. "
+                "The file is incomplete or its metadata is wrong."
+            )
+        if (weight.rows, weight.columns) != shape:
+            raise UserError(
+                f"{source}: tensor {name} is {[weight.rows, weight.columns]}; its metadata ask for {list(shape)}. "
+                "The file is damaged or its metadata is wrong."
+            )
+        unread.discard(name)
+        return weight
+
+    weights = build(spec, take)
+    if unread:
+        listed = ", ".join(sorted(unread)[:8]) + (f" and {len(unread) - 8} more" if len(unread) > 8 else "")
+        raise UserError(
+            f"{source} holds tensors that {spec.family} does not have: {listed}. Running without them would "
+            "give wrong answers, so it is refused."
+        )
+    return weights
+
+
+def map_weights(weights: ModelWeights, change: Callable[[str, StoredWeight], StoredWeight]) -> ModelWeights:
+    """The same model with `change(role, weight)` in place of every tensor; a tied head stays the embedding."""
+    embed = change("head" if weights.head is weights.embed else "embed", weights.embed)
+    layers = tuple(
+        LayerWeights(
+            **{
+                role: None if (w := getattr(layer, role)) is None else change(role, w)
+                for role in LayerWeights.__slots__
+            }
+        )
+        for layer in weights.layers
+    )
+    final_norm = change("final_norm", weights.final_norm)
+    head = embed if weights.head is weights.embed else change("head", weights.head)
+    return ModelWeights(embed, layers, final_norm, head)
