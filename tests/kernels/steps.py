@@ -1,0 +1,248 @@
+"""One-operator steps for kernel tests: NumPy arrays in, NumPy arrays out, through rl_execute like everything else."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.formats.format import FORMATS
+from ridgeline.kernels import native
+from ridgeline.kernels.packing import NATIVE_FORMATS, PackedWeight, pack
+from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+
+Floats = npt.NDArray[np.float32]
+GROUP = 32
+
+
+class Teams:
+    """One team per thread count."""
+
+    def __init__(self) -> None:
+        self._teams: dict[int, native.Team] = {}
+
+    def __call__(self, threads: int) -> native.Team:
+        if threads not in self._teams:
+            self._teams[threads] = native.Team(threads)
+        return self._teams[threads]
+
+    def close(self) -> None:
+        for team in self._teams.values():
+            team.close()
+
+
+def random_weight(format_name: str, rows: int, columns: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Random bits in file order: every quant value occurs, scales are sane."""
+    rng = np.random.default_rng([seed, rows, columns])
+    if format_name == "f32":
+        return rng.standard_normal(rows * columns, np.float32).view(np.uint8)
+    if format_name == "bf16":
+        values = rng.standard_normal(rows * columns, np.float32)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    heads = 2 if format_name == "q4_1" else 1
+    blocks = rows * columns // GROUP
+    scales = rng.uniform(-0.02, 0.02, (blocks, heads)).astype(np.float16).view(np.uint8).reshape(blocks, -1)
+    quants = rng.integers(0, 256, (blocks, 16 if heads == 2 else 32), np.uint8)
+    return np.concatenate([scales, quants], 1).reshape(-1)
+
+
+def unpacked(format_name: str, data: npt.NDArray[np.uint8], rows: int, columns: int) -> Floats:
+    return FORMATS.get(format_name).unpack(data, rows, columns)
+
+
+def quantised(x: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """(values the integer linears see, scales): int8 per group of 32 by the largest magnitude, ties to even."""
+    groups = x.reshape(len(x), -1, GROUP)
+    peak = np.abs(groups).max(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(peak > 0, np.float32(127) / peak, np.float32(0)).astype(np.float32)
+    scales = (peak / np.float32(127)).astype(np.float32)
+    whole = np.rint(groups * inverse)
+    return (whole.astype(np.float64) * scales).reshape(x.shape), scales[..., 0]
+
+
+@dataclass
+class Arena:
+    """Buffers placed one after another; `data` is made when the step runs."""
+
+    size: int = 0
+    filled: list[tuple[int, npt.NDArray[Any]]] = field(default_factory=list)
+    data: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def place(self, array: npt.NDArray[Any]) -> int:
+        offset = self.room(array.nbytes)
+        self.filled.append((offset, array))
+        return offset
+
+    def room(self, nbytes: int) -> int:
+        offset = self.size
+        self.size += (nbytes + 63) // 64 * 64 + 64  # a gap: writing past the end would show in no other buffer
+        return offset
+
+    def quantised_room(self, rows: int, width: int) -> int:
+        return self.room(rows * ((width + width // GROUP * 8 + 63) // 64 * 64))
+
+    def make(self) -> None:
+        self.data = native.aligned(self.size)
+        self.data[:] = 0xA5
+        for offset, array in self.filled:
+            self.data[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    def read(self, offset: int, rows: int, width: int) -> Floats:
+        return self.data[offset : offset + rows * width * 4].view(np.float32).reshape(rows, width).copy()
+
+
+def instruction(op: int, **fields: Any) -> native.RlInstr:
+    defaults = {"in": -1, "in2": -1, "out": -1, "in_quant": -1, "out_quant": -1, "parts": 1, "scale": 1.0}
+    renamed = {"in" if name == "source" else name: value for name, value in fields.items()}
+    return native.RlInstr(op=op, **(defaults | renamed))
+
+
+def set_weight(slot: native.RlWeight, packed: PackedWeight, bias: Floats | None = None) -> None:
+    slot.data, slot.bytes = packed.data.ctypes.data, packed.nbytes
+    slot.format, slot.rows, slot.columns = NATIVE_FORMATS[packed.format_name], packed.rows, packed.columns
+    slot.bias = bias.ctypes.data if bias is not None else None
+
+
+class Batch:
+    """An RlBatch over NumPy arrays that it keeps alive. Plain batches: `tokens` rows, all one sequence."""
+
+    def __init__(self, tokens: int, logit_rows: int = 0, **arrays: Any) -> None:
+        self.struct = native.RlBatch(tokens=tokens, sequences=1, logit_rows=logit_rows, table_stride=1)
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, array in arrays.items():
+            self[name] = array
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        self.arrays[name] = np.ascontiguousarray(array)
+        setattr(self.struct, name, self.arrays[name].ctypes.data)
+
+
+def run(
+    team: native.Team, instructions: list[native.RlInstr], arena: Arena, batch: Batch,
+    pool: native.RlPool | None = None, scratch_bytes: int = 1 << 20, kept: Any = (),
+) -> None:  # fmt: skip
+    arena.make()
+    tape = native.Tape(instructions, kept)
+    native.execute(team, tape, arena.data, native.aligned(scratch_bytes), pool, batch.struct)
+
+
+def linear(
+    team: native.Team, x: Floats, weights: list[PackedWeight], *,
+    biases: list[Floats | None] | None = None, residual: Floats | None = None, in_place: bool = False,
+) -> Floats:  # fmt: skip
+    """[rows, Σ weight rows]; the quantised copy of x is made by an `add` of zeros before it."""
+    rows, columns = x.shape
+    width = sum(weight.rows for weight in weights)
+    arena = Arena()
+    source, zeros, copy = arena.place(x), arena.place(np.zeros_like(x)), arena.room(x.nbytes)
+    quant = arena.quantised_room(rows, columns) if columns % GROUP == 0 else -1
+    in2 = arena.place(residual) if residual is not None else -1
+    out = in2 if in_place else arena.room(rows * width * 4)
+    add = instruction(
+        native.RL_ADD, source=source, in2=zeros, out=copy, out_quant=quant, width_in=columns, width_out=columns
+    )
+    product = instruction(
+        native.RL_LINEAR, source=copy, in2=in2, out=out, in_quant=quant, parts=len(weights),
+        width_in=columns, width_out=width,
+    )  # fmt: skip
+    for slot, (weight, bias) in enumerate(zip(weights, biases or [None] * len(weights), strict=True)):
+        set_weight(product.weight[slot], weight, bias)
+    run(team, [add, product], arena, Batch(rows), kept=(weights, biases))
+    return arena.read(out, rows, width)
+
+
+def packed_random(format_name: str, rows: int, columns: int, seed: int = 0) -> PackedWeight:
+    return pack(random_weight(format_name, rows, columns, seed), format_name, rows, columns)
+
+
+@dataclass
+class Sequence:
+    """What attention tests know of one sequence: all its q, k, v and how much is already kept."""
+
+    qkv: Floats  # [tokens, (heads + 2 kv_heads) dim]
+    kept: int = 0
+    pages: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True)
+class Heads:
+    heads: int
+    kv_heads: int
+    dim: int
+    window: int = 0
+    storage: str = "bf16"
+
+    @property
+    def width(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.dim
+
+
+def pool_for(heads: Heads, blocks: int, layers: int = 1) -> tuple[KvPool, native.RlPool]:
+    """A pool full of NaN: whatever attention reads without having written it would show."""
+    kv = KvPool(STORAGES.get(heads.storage), layers=layers, kv_heads=heads.kv_heads, head_dim=heads.dim, blocks=blocks)
+    kv.data[:] = 0xFF
+    return kv, native.pool(kv)
+
+
+def attend(
+    team: native.Team, heads: Heads, pool: native.RlPool, entries: list[tuple[Sequence, int]],
+    *, layer: int = 0, scratch_bytes: int = 1 << 22, with_quant: bool = False,
+) -> list[Floats]:  # fmt: skip
+    """Runs the next `count` tokens of each sequence as one step; rows [count, heads * dim] per entry."""
+    parts = [sequence.qkv[sequence.kept : sequence.kept + count] for sequence, count in entries]
+    tokens = sum(len(part) for part in parts)
+    arena = Arena()
+    source = arena.place(np.concatenate(parts))
+    width = heads.heads * heads.dim
+    out, quant = arena.room(tokens * width * 4), arena.quantised_room(tokens, width) if with_quant else -1
+    op = instruction(
+        native.RL_ATTEND, source=source, out=out, out_quant=quant, width_in=heads.width, width_out=width,
+        heads=heads.heads, kv_heads=heads.kv_heads, head_dim=heads.dim, window=heads.window,
+        scale=heads.dim**-0.5, layer=layer,
+    )  # fmt: skip
+    stride = max((s.kept + c + BLOCK_TOKENS - 1) // BLOCK_TOKENS for s, c in entries)
+    table = np.full((len(entries), stride), -1, np.int32)
+    for i, (sequence, count) in enumerate(entries):
+        needed = (sequence.kept + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+        first = max(0, sequence.kept - heads.window + 1) // BLOCK_TOKENS if heads.window else 0
+        table[i, first:needed] = sequence.pages[first:needed]  # pages behind the window may be gone
+    counts = [count for _, count in entries]
+    batch = Batch(
+        tokens,
+        positions=np.concatenate([np.arange(s.kept, s.kept + c) for s, c in entries]).astype(np.int32),
+        sequence_of=np.repeat(np.arange(len(entries)), counts).astype(np.int32),
+        first_token=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        block_table=table,
+    )
+    batch.struct.sequences, batch.struct.table_stride = len(entries), stride
+    run(team, [op], arena, batch, pool, scratch_bytes)
+    rows = arena.read(out, tokens, width)
+    if with_quant:
+        check_quantised(arena, quant, rows)
+    for sequence, count in entries:
+        sequence.kept += count
+    bounds = np.cumsum([0, *counts])
+    return [rows[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def check_quantised(arena: Arena, offset: int, rows: Floats) -> None:
+    """The quantised copy at `offset` is that of `rows`: same scales and sums, values within one rounding step."""
+    count, width = rows.shape
+    stride = (width + width // GROUP * 8 + 63) // 64 * 64
+    raw = arena.data[offset : offset + count * stride].reshape(count, stride)
+    scales = np.ascontiguousarray(raw[:, width : width + width // 8]).view(np.float32)
+    sums = np.ascontiguousarray(raw[:, width + width // 8 : width + width // 4]).view(np.int32)
+    values = raw[:, :width].view(np.int8).astype(np.int32)
+    expected, expected_scales = quantised(rows)
+    np.testing.assert_array_equal(scales, expected_scales)
+    np.testing.assert_array_equal(sums, values.reshape(count, -1, GROUP).sum(-1))
+    np.testing.assert_allclose(values * np.repeat(scales.astype(np.float64), GROUP, 1), expected, rtol=0, atol=0)
+
+
+def pointer_bytes(struct: ctypes.Structure) -> bytes:
+    return bytes(memoryview(struct).cast("B"))

@@ -1,0 +1,89 @@
+"""linear: right against an exact integer oracle, and the same bits whatever runs beside a row (promise 1)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ridgeline.kernels.packing import NATIVE_FORMATS, pack
+
+from .steps import linear, packed_random, quantised, random_weight, unpacked
+
+FORMATS = tuple(NATIVE_FORMATS)
+MOST = 65  # rows of the largest batch
+
+
+def rows_of(count: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, columns]).standard_normal((count, columns), np.float32)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(1, 32), (16, 64), (33, 96), (70, 576), (130, 160)])
+def test_products_equal_the_exact_ones_up_to_summation(isa, teams, name, shape) -> None:
+    rows, columns = shape
+    data = random_weight(name, rows, columns)
+    x = rows_of(14, columns)
+    x[3] = 0.0
+    x[5, :32] = 0.0
+    x[7] *= 1e20
+    seen = quantised(x)[0] if name in ("q8_0", "q4_1") else x.astype(np.float64)
+    exact = seen @ unpacked(name, data, rows, columns).astype(np.float64).T
+    out = linear(teams(2), x, [pack(data, name, rows, columns)])
+    scale = np.abs(exact).max(1, keepdims=True) + 1e-30
+    assert np.abs((out - exact) / scale).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["f32", "bf16"])
+@pytest.mark.parametrize("columns", [1, 2, 7, 33])
+def test_formats_without_groups_take_odd_widths(isa, teams, name, columns) -> None:
+    data, x = random_weight(name, 19, columns), rows_of(9, columns)
+    exact = x.astype(np.float64) @ unpacked(name, data, 19, columns).astype(np.float64).T
+    np.testing.assert_allclose(linear(teams(1), x, [pack(data, name, 19, columns)]), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(16, 32), (50, 96), (200, 160)])
+def test_a_row_has_the_same_bits_in_every_batch_and_on_every_team(isa, teams, name, shape) -> None:
+    weight = packed_random(name, *shape)
+    x = rows_of(MOST, shape[1])
+    alone = np.concatenate([linear(teams(1), x[i : i + 1], [weight]) for i in range(MOST)])
+    for count in (*range(2, 41), 64, 65):
+        for threads in (1, 2, 3, 5) if count % 7 == 0 or count > 60 else (1 + count % 3,):
+            out = linear(teams(threads), x[:count], [weight])
+            np.testing.assert_array_equal(out.view(np.uint32), alone[:count].view(np.uint32), str((count, threads)))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(rows=st.integers(1, 90), groups=st.integers(1, 5), count=st.integers(2, 20), start=st.integers(0, 9))
+@settings(max_examples=12, deadline=None)
+def test_any_slice_of_a_batch_has_the_bits_of_the_batch(teams, name, rows, groups, count, start) -> None:
+    weight, x = packed_random(name, rows, 32 * groups), rows_of(30, 32 * groups)
+    whole = linear(teams(2), x, [weight])
+    np.testing.assert_array_equal(linear(teams(3), x[start : start + count], [weight]), whole[start : start + count])
+
+
+def test_parts_of_unlike_formats_share_one_line(isa, teams) -> None:
+    names, heights = ("q4_1", "q8_0", "bf16"), (40, 17, 100)
+    weights = [packed_random(name, rows, 96) for name, rows in zip(names, heights, strict=True)]
+    for count in (1, 5, 30):
+        x = rows_of(count, 96)
+        apart = np.concatenate([linear(teams(1), x, [weight]) for weight in weights], 1)
+        np.testing.assert_array_equal(linear(teams(3), x, weights), apart)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("count", [1, 4, 29])
+def test_bias_and_residual_are_added_last_and_the_sum_may_overwrite_the_residual(isa, teams, name, count) -> None:
+    rng = np.random.default_rng(1)
+    weights = [packed_random(name, 37, 64), packed_random(name, 16, 64)]
+    bias = rng.standard_normal(37, np.float32)
+    x, residual = rows_of(count, 64), rng.standard_normal((count, 53), np.float32)
+    bare = linear(teams(1), x, weights)
+    expected = bare.copy()
+    expected[:, :37] += bias
+    expected += residual
+    for in_place in (False, True):
+        out = linear(teams(2), x, weights, biases=[bias, None], residual=residual, in_place=in_place)
+        np.testing.assert_array_equal(out, expected)

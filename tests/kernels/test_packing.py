@@ -1,0 +1,63 @@
+"""Packing keeps every bit and adds nothing but row padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ridgeline.kernels import native
+from ridgeline.kernels.packing import NATIVE_FORMATS, file_bytes, pack
+from ridgeline.kit.errors import InvariantError, UserError
+
+from .steps import random_weight
+
+
+@pytest.mark.parametrize("name", NATIVE_FORMATS)
+@given(rows=st.integers(1, 70), groups=st.integers(1, 7), seed=st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_unpack_gives_back_what_was_packed(name: str, rows: int, groups: int, seed: int) -> None:
+    data = random_weight(name, rows, 32 * groups, seed)
+    packed = pack(data, name, rows, 32 * groups)
+    assert packed.data.ctypes.data % 64 == 0
+    np.testing.assert_array_equal(packed.unpack(), data)
+
+
+@pytest.mark.parametrize("name", ["f32", "bf16"])
+@pytest.mark.parametrize("columns", [1, 2, 31, 65])
+def test_formats_without_groups_take_any_width(name: str, columns: int) -> None:
+    data = random_weight(name, 17, columns)
+    np.testing.assert_array_equal(pack(data, name, 17, columns).unpack(), data)
+
+
+@pytest.mark.parametrize("name", NATIVE_FORMATS)
+def test_resident_bytes_are_file_bytes_when_rows_fill_their_tiles(name: str) -> None:
+    packed = pack(random_weight(name, 48, 96), name, 48, 96)
+    assert packed.nbytes == file_bytes(name, 48, 96) == random_weight(name, 48, 96).nbytes
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_1"])
+def test_weights_that_cannot_be_packed_are_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(UserError, match="groups of 32"):
+        pack(np.zeros(100, np.uint8), name, 1, 33)
+    with pytest.raises(UserError, match="bytes, not 3"):
+        pack(np.zeros(3, np.uint8), name, 16, 32)
+    with pytest.raises(InvariantError, match="descriptor"):
+        pack(None, name, 16, 32)
+
+
+def test_an_unknown_format_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="no native kernel reads q6_k.*q4_1"):
+        pack(np.zeros(3, np.uint8), "q6_k", 16, 256)
+
+
+def test_the_mirrored_structs_have_the_sizes_of_the_header() -> None:
+    # Sums of the fields in ridgeline.h with natural alignment; the ABI number guards the rest.
+    import ctypes
+
+    assert ctypes.sizeof(native.RlWeight) == 40
+    assert ctypes.sizeof(native.RlInstr) == 8 * 4 + 5 * 8 + 8 * 4 + 2 * 8 + 3 * 40
+    assert ctypes.sizeof(native.RlPool) == 48
+    assert ctypes.sizeof(native.RlSampling) == 72
+    assert ctypes.sizeof(native.RlBatch) == 4 * 4 + 17 * 8
