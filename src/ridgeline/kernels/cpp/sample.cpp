@@ -158,10 +158,10 @@ int draw(const RlSampling& sampling, const float* logits, int64_t count, Room& r
     mass[i] = exp_one(value_of(room.keys[i]) - value_of(room.keys[0]));
     total += static_cast<double>(mass[i]);
   }
-  const double limit = static_cast<double>(sampling.top_p) * (total + rest);
+  const float limit = sampling.top_p * static_cast<float>(total + rest);  // f32, as the meaning: 0.1 of 20 is 2
   double before = 0.0;
   int64_t last = 0;
-  for (; last < kept && before < limit && mass[last] >= sampling.min_p; last++) before += static_cast<double>(mass[last]);
+  for (; last < kept && before < static_cast<double>(limit) && mass[last] >= sampling.min_p; last++) before += static_cast<double>(mass[last]);
   if (last == 0) return static_cast<int>(id_of(room.keys[0]));
   const double goal = uniform(sampling.seed, sampling.choice, sampling.position) * before;
   double sum = 0.0;

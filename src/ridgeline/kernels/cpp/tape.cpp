@@ -123,7 +123,8 @@ Fault check_pages(const RlBatch& batch, const RlPool* pool, int window) {
 Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t scratch_bytes, int threads) {
   if (in.op < RL_EMBED || in.op > RL_SAMPLE) return BAD_OPERATION;
   if (in.width_out < 1 || (in.out < 0 && in.op != RL_SAMPLE)) return BAD_BUFFER;
-  if (in.out >= 0 && (in.out % 64 || in.in % 4)) return BAD_BUFFER;
+  if (in.out > 0 && in.out % 64) return BAD_BUFFER;
+  if ((in.in > 0 && in.in % 64) || (in.in2 > 0 && in.in2 % 64) || (in.in_quant > 0 && in.in_quant % 64)) return BAD_BUFFER;
   if (in.out_quant >= 0 && (in.width_out % RL_GROUP || in.out_quant % 64)) return BAD_WIDTH;
   if (in.op != RL_EMBED && in.op != RL_LINEAR && in.in < 0) return BAD_BUFFER;
   const int64_t qkv = (static_cast<int64_t>(in.heads) + 2 * in.kv_heads) * in.head_dim;
