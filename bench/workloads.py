@@ -1,0 +1,66 @@
+"""The measured workloads, as files that every engine reads: JSON lines of token ids, output length and arrival.
+
+W1: one request, 128 in, 128 out.   W3: 64 requests at time 0, lognormal lengths (input: mean 200, sigma 0.8, 16 to
+1024; output: mean 100, sigma 0.7, 8 to 256).   Token ids are uniform in 1000..30000 and salted by repetition, so that
+no prefix cache helps from one repetition to the next.   python bench/workloads.py W3 --repetition 0 > w3.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+FIRST_ID, LAST_ID = 1000, 30000
+SEED = 0
+
+
+class Lengths(NamedTuple):
+    """A lognormal law by its mean, clipped."""
+
+    mean: float
+    sigma: float
+    least: int
+    most: int
+
+    def draw(self, random_numbers: random.Random) -> int:
+        mu = math.log(self.mean) - self.sigma**2 / 2
+        return max(self.least, min(self.most, round(random_numbers.lognormvariate(mu, self.sigma))))
+
+
+INPUT, OUTPUT = Lengths(200, 0.8, 16, 1024), Lengths(100, 0.7, 8, 256)
+
+
+def lengths(name: str, requests: int | None = None) -> list[tuple[int, int]]:
+    """(tokens in, tokens out) of each request; the same for every repetition."""
+    if name == "W1":
+        return [(128, 128)]
+    if name == "W3":
+        random_numbers = random.Random(SEED)
+        return [(INPUT.draw(random_numbers), OUTPUT.draw(random_numbers)) for _ in range(requests or 64)]
+    raise SystemExit(f"unknown workload {name!r}. Known: W1, W3.")
+
+
+def workload(name: str, repetition: int, requests: int | None = None) -> list[dict[str, object]]:
+    salted = random.Random(f"{name} {SEED} {repetition}")
+    return [
+        {"prompt_ids": [salted.randint(FIRST_ID, LAST_ID) for _ in range(tokens_in)], "output_tokens": tokens_out}
+        for tokens_in, tokens_out in lengths(name, requests)
+    ]
+
+
+def write(path: Path, name: str, repetition: int, requests: int | None = None) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in workload(name, repetition, requests)), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=["W1", "W3"])
+    parser.add_argument("--repetition", type=int, default=0)
+    arguments = parser.parse_args()
+    for line in workload(arguments.name, arguments.repetition):
+        print(json.dumps(line))
