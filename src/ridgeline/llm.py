@@ -6,8 +6,9 @@ A composition root: joins models (tokenizer), text (templates, stop strings) and
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,9 +17,15 @@ import msgspec
 from ridgeline.engine.client import EngineClient, Stream
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import UserError
-from ridgeline.models.load import LoadedModel, describe
-from ridgeline.models.pull import TABLE, pull
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
+from ridgeline.models.pull import TABLE, Progress, pull
+from ridgeline.ops.program import Program
+from ridgeline.perf.account import StepTable
+from ridgeline.perf.summary import AccountSummary, summarise
+from ridgeline.run.machine import load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
+from ridgeline.state.messages import EngineFacts
 from ridgeline.state.request import Request, Sampling
 from ridgeline.text.stop import StopStrings
 from ridgeline.text.template import render_chat
@@ -26,7 +33,6 @@ from ridgeline.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ class LLM:
             pull(model, progress)
         self.config = _config(model, options)
         self._numbers = itertools.count()
-        self._described: LoadedModel = describe(model, weights=self.config.weights)
+        self._described = describe(model, weights=self.config.weights)
         self._tokenizer = self._described.tokenizer()
         self._client = EngineClient(self.config)
 
@@ -167,7 +173,7 @@ class LLM:
     # -- engine
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> EngineFacts:
         """What the engine said when it was ready: bodies, bytes, limits."""
         return self._client.facts
 
@@ -175,9 +181,15 @@ class LLM:
         """A raw request; returns its stream of TokenEvents."""
         return self._client.submit(request)
 
-    def account(self) -> dict[str, Any]:
-        """The engine's account since it started (perf.account)."""
-        return self._client.account()
+    @functools.cached_property
+    def program(self) -> Program:
+        """The model's Program on descriptors: what is counted and estimated."""
+        return record(self._described, STORAGES.get(self.config.storage))
+
+    def account(self, *, reset: bool = False) -> AccountSummary:
+        """Where the engine's time went since it started (or since the last reset), against this machine's roofs."""
+        table = self._client.account(StepTable, reset=reset)
+        return summarise(table, self.program, load_or_measure(self.facts.threads))
 
     def close(self) -> None:
         self._client.close()
@@ -230,9 +242,6 @@ class _Run:
 
     def pieces(self) -> Iterator[Piece]:
         for event in self._stream:
-            if event.error is not None:
-                self._ended = True
-                raise UserError(event.error)
             self._events.append(event)
             piece = self._piece(event)
             if piece.finish is not None:

@@ -53,7 +53,10 @@ def record(shape: Shape, format_name: str, storage: str = "bf16", window: int = 
         o = r.attend(qkv, shape.heads, shape.kv_heads, shape.head_dim, 1.0, window)
         x = r.add(x, r.linear(o, (matrix("o", shape.width, q, format_name),), "o"), "attend_add")
         h = r.norm(x, matrix("norm", 1, shape.width, "f32"), 1e-5, "mlp_norm")
-        gate_up = (matrix("gate", shape.ffn, shape.width, format_name), matrix("up", shape.ffn, shape.width, format_name))
+        gate_up = (
+            matrix("gate", shape.ffn, shape.width, format_name),
+            matrix("up", shape.ffn, shape.width, format_name),
+        )
         a = r.activation(r.linear(h, gate_up, "gate_up"), "silu")
         x = r.add(x, r.linear(a, (matrix("down", shape.width, shape.ffn, format_name),), "down"), "mlp_add")
         r.cut()

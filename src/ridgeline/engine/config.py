@@ -11,18 +11,18 @@ import msgspec
 
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import WEIGHTS
 from ridgeline.run.bind import BODIES
 from ridgeline.schedule.options import ScheduleOptions
 from ridgeline.schedule.policy import POLICIES
 
-WEIGHTS = ("native", "bf16", "f32")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 LARGEST = 1 << 40  # no count or size in a step is near this; a slip of the keyboard is
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, "a known name, a path, or random:<shape>"]
-    weights: Annotated[str, "native (the file's own bits), bf16 or f32"] = "native"
+    weights: Annotated[str, "native (the file's own bits), or f32, bf16, q8_0, q4_1 to convert to"] = "native"
     kv: Annotated[str, "how K and V are stored; auto: f32 with f32 weights, else bf16"] = "auto"
     body: Annotated[str, "cpp, or torch (the reference)"] = "cpp"
     isa: Annotated[str | None, "instruction set; None: the best this machine has"] = None
