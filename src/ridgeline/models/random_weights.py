@@ -20,7 +20,7 @@ from ridgeline.ops.protocols import Floats
 DEVIATION = 0.02  # initializer_range of the published configurations
 GAIN_DEVIATION = 0.1  # norms differ from 1, so that leaving one out shows
 LEVELS_Q4 = np.sqrt((16**2 - 1) / 12)  # standard deviation of a uniform nibble
-LEVELS_Q8 = np.sqrt((256**2 - 1) / 12)
+LEVELS_Q8 = np.sqrt((255**2 - 1) / 12)
 CHUNK = 1 << 22
 
 
@@ -71,4 +71,6 @@ def _draw_blocks(weight: StoredWeight, generator: np.random.Generator) -> Bytes:
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step, head.nbytes :]
         part[:] = np.frombuffer(generator.bytes(part.size), np.uint8).reshape(part.shape)
+        if weight.format.name == "q8_0":  # quantisers use -127 to 127
+            np.maximum(part.view(np.int8), np.int8(-127), out=part.view(np.int8))
     return blocks.reshape(-1)

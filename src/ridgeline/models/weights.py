@@ -154,15 +154,12 @@ def assemble(
 def map_weights(weights: ModelWeights, change: Callable[[str, StoredWeight], StoredWeight]) -> ModelWeights:
     """The same model with `change(role, weight)` in place of every tensor; a tied head stays the embedding."""
     embed = change("head" if weights.head is weights.embed else "embed", weights.embed)
-    layers = tuple(
-        LayerWeights(
-            **{
-                role: None if (w := getattr(layer, role)) is None else change(role, w)
-                for role in LayerWeights.__slots__
-            }
-        )
-        for layer in weights.layers
-    )
+    layers = tuple(_map_layer(layer, change) for layer in weights.layers)
     final_norm = change("final_norm", weights.final_norm)
     head = embed if weights.head is weights.embed else change("head", weights.head)
     return ModelWeights(embed, layers, final_norm, head)
+
+
+def _map_layer(layer: LayerWeights, change: Callable[[str, StoredWeight], StoredWeight]) -> LayerWeights:
+    roles = ((role, getattr(layer, role)) for role in LayerWeights.__slots__)
+    return LayerWeights(**{role: change(role, weight) for role, weight in roles if weight is not None})
