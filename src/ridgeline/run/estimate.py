@@ -36,12 +36,14 @@ class Estimator:
         self._kinds = [compute_kind(line) for line in program]
 
     def line_seconds(self, line: Line, cost: Cost) -> Any:
-        """Roofline time: the slower of arithmetic at its attainable peak and bytes at the read bandwidth.
+        """Roofline time: the slower of arithmetic at its attainable peak and bytes at the attainable bandwidth.
 
         Activations stay in the caches between lines, so only stored bytes (weights, KV) count against memory.
         """
-        peak = self.machine.attainable(line.op.kind, self._kinds[line.index])
-        return np.maximum(cost.flops / peak, (cost.weight_bytes + cost.kv_bytes) / self._bandwidth)
+        kind = self._kinds[line.index]
+        peak = self.machine.attainable(line.op.kind, kind)
+        bandwidth = self._bandwidth * self.machine.efficiency.get(f"{line.op.kind} {kind} bytes", 1.0)
+        return np.maximum(cost.flops / peak, (cost.weight_bytes + cost.kv_bytes) / bandwidth)
 
     def by_part(self, batch: BatchShape) -> Mapping[str, Any]:
         """Seconds by operator name, summed over layers."""

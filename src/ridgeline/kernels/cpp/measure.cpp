@@ -26,7 +26,12 @@ double arithmetic(int kind, int64_t iterations, double* operations) {
     for (int64_t i = 0; i < iterations; i++) {
       asm volatile("" : "+m"(*operations));
 #pragma GCC unroll 24
-      for (int c = 0; c < CHAINS; c++) sums[c] = fma(sums[c], a, b);
+      for (int c = 0; c < CHAINS; c++) {
+        sums[c] = fma(sums[c], a, b);
+#if RL_LEVEL > 0
+        asm volatile("" : "+v"(sums[c]));  // the chains are equal: without this the compiler keeps only one
+#endif
+      }
     }
     F total = sums[0];
 #pragma GCC unroll 24
@@ -36,14 +41,18 @@ double arithmetic(int kind, int64_t iterations, double* operations) {
   }
   if (kind != 1) return -1.0;
 #if RL_LEVEL == 2
-  I sums[CHAINS] = {};
-  I a = splat_int(0x01020304), b = splat_int(0x01010101);
+  __m512i sums[CHAINS];
+  __m512i a = _mm512_set1_epi32(0x01020304), b = _mm512_set1_epi32(static_cast<int>(iterations & 1));
+#pragma GCC unroll 24
+  for (int c = 0; c < CHAINS; c++) sums[c] = _mm512_set1_epi32(c);
   for (int64_t i = 0; i < iterations; i++) {
 #pragma GCC unroll 24
-    for (int c = 0; c < CHAINS; c++) asm volatile("vpdpbusd %1, %2, %0" : "+v"(sums[c]) : "v"(a), "v"(b));
+    for (int c = 0; c < CHAINS; c++) sums[c] = _mm512_dpbusd_epi32(sums[c], a, b);
   }
 #elif RL_LEVEL == 1
-  __m256i sums[CHAINS] = {};
+  __m256i sums[CHAINS];
+#pragma GCC unroll 24
+  for (int c = 0; c < CHAINS; c++) sums[c] = _mm256_set1_epi32(c);
   __m256i a = _mm256_set1_epi32(0x01020304), b = _mm256_set1_epi32(0x01010101), one = _mm256_set1_epi16(1);
   for (int64_t i = 0; i < iterations; i++) {
 #pragma GCC unroll 24
@@ -52,21 +61,21 @@ double arithmetic(int kind, int64_t iterations, double* operations) {
       sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), one));
     }
   }
-#else
-  F sums[CHAINS] = {};
-  F a = splat(3.0f), b = splat(2.0f);
+#else  // the plain linears multiply in f32
+  F sums[CHAINS];
+  F a = splat(0.9999f), b = splat(1e-3f);
+#pragma GCC unroll 24
+  for (int c = 0; c < CHAINS; c++) sums[c] = splat(static_cast<float>(c));
   for (int64_t i = 0; i < iterations; i++) {
 #pragma GCC unroll 24
     for (int c = 0; c < CHAINS; c++)
-      for (int k = 0; k < 4; k++) {
-        asm volatile("" : "+m"(*operations));
-        sums[c] = fma(a, b, sums[c]);
-      }
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; k++) sums[c] = fma(sums[c], a, b);
   }
 #endif
   *operations = 8.0 * LANES * CHAINS * static_cast<double>(iterations);
   double total = 0.0;
-  for (int c = 0; c < CHAINS; c++) total += static_cast<double>(sum((decltype(numbers()))sums[c]));
+  for (int c = 0; c < CHAINS; c++) total += static_cast<double>(sum((I)sums[c]));
   return total;
 }
 
