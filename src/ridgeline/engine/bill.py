@@ -99,7 +99,7 @@ class MemoryBill:
 
 
 def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: int) -> MemoryBill:
-    """The bill of this engine, with the KV pool sized to what memory allows. UserError for a context no one can have."""
+    """The bill of this engine, its KV pool sized to what memory allows. UserError for a context no one can have."""
     if config.context is not None and config.context > spec.context:
         raise UserError(
             f"a context of {config.context} was asked for; {spec.name} was made for {spec.context}. "

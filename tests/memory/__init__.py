@@ -1,0 +1,1 @@
+"""Pool, block tables, KV bytes, storages."""

@@ -1,0 +1,1 @@
+"""The scheduling mechanism, judged through a scripted runner."""
