@@ -154,8 +154,9 @@ def _download(name: str, part: Part, scratch: Path, tell: Callable[[int], None])
     requirements.write_text(f"{part.requirement} --hash=sha256:{part.sha256}\n", "utf-8")
     # pip builds its downloads in TMPDIR; on our disk they are counted, and removed with the scratch directory
     command = [
-        "env", f"TMPDIR={wheels}", *_pip(name), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-input",
-        "--no-cache-dir", "--disable-pip-version-check", "--requirement", str(requirements), "--dest", str(wheels),
+        "env", f"TMPDIR={wheels}", *_pip(name), "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+        "--require-hashes", "--no-input", "--no-cache-dir", "--disable-pip-version-check",
+        "--requirement", str(requirements), "--dest", str(wheels),
     ]  # fmt: skip
     with tempfile.TemporaryFile(dir=wheels) as said:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)

@@ -28,13 +28,12 @@ class Rope:
     @functools.lru_cache(maxsize=8)  # noqa: B019  frozen and hashable: one table per distinct rope
     def tables(self) -> tuple[Floats, Floats]:
         """cos, sin: [positions, dim/2] f32, computed as transformers does (f32 frequencies, f32 angles)."""
-        frequency: Floats = (
-            1.0 / np.float32(self.base) ** (np.arange(0, self.dim, 2, dtype=np.float32) / self.dim)
-        ).astype(np.float32)
+        exponent = np.arange(0, self.dim, 2, dtype=np.float32) / self.dim
+        frequency: Floats = np.reciprocal(np.power(np.float32(self.base), exponent, dtype=np.float32))
         if self.scaling and self.scaling[0] == "linear":
-            frequency = frequency / np.float32(float(self.scaling[1]))
+            frequency = (frequency / float(self.scaling[1])).astype(np.float32)
         elif self.scaling and self.scaling[0] == "factors":
-            frequency = frequency / np.array([float(x) for x in self.scaling[1:]], np.float32)
+            frequency = (frequency / np.array([float(x) for x in self.scaling[1:]])).astype(np.float32)
         elif self.scaling and self.scaling[0] == "llama3":
             frequency = _llama3(frequency, *(float(x) for x in self.scaling[1:]))
         angles = np.arange(self.positions, dtype=np.float32)[:, None] * frequency.astype(np.float32)[None, :]

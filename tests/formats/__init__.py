@@ -1,0 +1,1 @@
+"""Weight formats and the readers of the files that carry them."""
