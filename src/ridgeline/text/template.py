@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -23,11 +24,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ridgeline.kit.errors import UserError
 
 MAX_TEMPLATE_CHARACTERS = 1 << 18
-MAX_STEPS = 1_000_000  # loop turns and calls of one rendering; real templates need about ten a message
+MAX_STEPS = 200_000  # loop turns and calls of one rendering; real templates need about ten a message
 MAX_TEXT = 1 << 24  # characters of the result, and of any string made on the way
 MAX_MESSAGES = 10_000
 BUDGET = "ridgeline_budget"
 WIDENING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate"})
+LONG_WIDTH = re.compile(r"\d{4}|\{[^}]*\{")  # in a format string: a width beyond 999, or one given by a value
 
 Message = Mapping[str, Any]
 
@@ -175,6 +177,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and getattr(target, "__name__", "") in WIDENING:
             _check_widening(owner, arguments)
         return _bounded(super().call(context, target, *arguments, **options))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None and LONG_WIDTH.search(value.__self__):
+            _exceeded("text")
+        return wrapped
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator in ("*", "**"):

@@ -22,9 +22,9 @@ from ridgeline.kit.errors import UserError
 from .alphabet import BYTE_OF_CHARACTER
 from .vocabulary import Vocabulary
 
-# U+FDD0 is a noncharacter (never in interchanged text). `shield` puts it inside spellings of special tokens; `encode`
-# with special=True takes it out again after special tokens were found. A literal one is written twice-marked.
-SHIELD, LITERAL = "\ufdd0", "\ufdd0\ufdd1"
+# Noncharacters (never in interchanged text). `shield` puts SHIELD inside spellings of special tokens, and writes its
+# own two characters as ESCAPE and a digit; `encode` with special=True undoes both after special tokens were found.
+SHIELD, ESCAPE = "\ufdd0", "\ufdd1"
 MAX_FILE_BYTES = 1 << 28
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -89,13 +89,13 @@ class Tokenizer:
                 f"the text has a lone surrogate at character {error.start}; it is not valid Unicode."
             ) from None
         ids = [self.bos] if (self.add_bos if add_bos is None else add_bos) and self.bos is not None else []
-        if special and SHIELD in text:
+        if special and (SHIELD in text or ESCAPE in text):
             return ids + self._encode_shielded(text)
         return ids + self._run(text, special)
 
     def shield(self, text: str) -> str:
         """The text, so marked that `encode(special=True)` sees no special token in it and gives it unmarked."""
-        text = text.replace(SHIELD, LITERAL)
+        text = text.replace(ESCAPE, ESCAPE + "1").replace(SHIELD, ESCAPE + "0")
         while self._special is not None and self._special.search(text):  # again: spellings may overlap
             text = self._special.sub(lambda found: found[0][0] + SHIELD + found[0][1:], text)
         return text
@@ -229,7 +229,7 @@ def _token_id(pipeline: tokenizers.Tokenizer, entry: Any) -> int | None:
 
 
 def _unshield(text: str) -> str:
-    return SHIELD.join(part.replace(SHIELD, "") for part in text.split(LITERAL))
+    return text.replace(SHIELD, "").replace(ESCAPE + "0", SHIELD).replace(ESCAPE + "1", ESCAPE)
 
 
 def _decoding(pipeline: tokenizers.Tokenizer) -> tuple[bool, bool]:

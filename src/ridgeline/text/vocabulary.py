@@ -121,8 +121,9 @@ class Vocabulary:
         unknown = None if self.unknown is None else self.tokens[self.unknown]
         merges = self._merges(ids)
         tokenizer = Tokenizer(_bpe(ids, merges, byte_fallback=True, fuse_unk=True, unk_token=unknown))
-        scheme = "first" if self.space_prefix else "never"
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+        # a prefix at the start and after every special token, however the text begins: as SentencePiece does
+        blanks = [normalizers.Prepend("▁")] if self.space_prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*blanks, normalizers.Replace(" ", "▁")])
         steps: list[object] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         if self.space_prefix:
             steps.append(decoders.Strip(" ", 1, 0))
