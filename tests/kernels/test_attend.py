@@ -112,9 +112,7 @@ def test_bits_do_not_depend_on_chunks_splits_tables_or_threads(isa, teams, stora
 def test_bits_do_not_depend_on_the_other_sequences(teams, lengths, cuts, threads, window, storage) -> None:
     heads = dataclasses.replace(SMALL, window=window, storage=storage)
     pages = np.random.default_rng(len(lengths)).permutation(6 * len(lengths))
-    sequences = [
-        sequence_of(heads, length, pages[6 * i : 6 * i + 6], seed=i) for i, length in enumerate(lengths)
-    ]
+    sequences = [sequence_of(heads, length, pages[6 * i : 6 * i + 6], seed=i) for i, length in enumerate(lengths)]
     alone = []
     for sequence in sequences:
         _, pool = pool_for(heads, len(pages))

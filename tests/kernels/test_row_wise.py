@@ -29,9 +29,7 @@ def test_norm(isa, teams, width, count) -> None:
     arena = Arena()
     source, out = arena.place(x), arena.room(x.nbytes)
     quant = arena.quantised_room(count, width) if width % 32 == 0 else -1
-    op = instruction(
-        native.RL_NORM, source=source, out=out, out_quant=quant, width_in=width, width_out=width, eps=1e-5
-    )
+    op = instruction(native.RL_NORM, source=source, out=out, out_quant=quant, width_in=width, width_out=width, eps=1e-5)
     set_gain(op, gain)
     run(teams(3), [op], arena, Batch(count))
     wide = x.astype(np.float64)

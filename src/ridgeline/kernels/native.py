@@ -231,16 +231,13 @@ class Tape:
 
 def pool(kv: Any) -> RlPool:
     """RlPool of a memory.kv_pool.KvPool (or anything with its attributes)."""
-    struct = RlPool(
-        kv.data.ctypes.data, kv.block_stride, kv.layer_stride, kv.head_stride, kv.page_bytes, kv.storage.native, kv.blocks
-    )
+    strides = (kv.block_stride, kv.layer_stride, kv.head_stride)
+    struct = RlPool(kv.data.ctypes.data, *strides, kv.page_bytes, kv.storage.native, kv.blocks)
     struct.kept = kv  # the mapping must outlive the struct
     return struct
 
 
-def execute(
-    team: Team, tape: Tape, arena: Bytes, scratch: Bytes, pool: RlPool | None, batch: RlBatch
-) -> None:
+def execute(team: Team, tape: Tape, arena: Bytes, scratch: Bytes, pool: RlPool | None, batch: RlBatch) -> None:
     """Runs one step: exactly one native call. InvariantError names the instruction a bad tape stumbles over."""
     if team.pointer is None:
         raise InvariantError("a step on a closed team")

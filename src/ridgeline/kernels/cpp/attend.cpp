@@ -253,7 +253,7 @@ void emit(const Attend& job, int64_t token, int head, float sum, const float* va
   for (int d = 0; d < dim; d++) out[d] = values[d] * inverse;
   if (job.quant_early)
     quantise(row, static_cast<int64_t>(head) * dim, static_cast<int64_t>(head + 1) * dim,
-             quant_row(job.step, job.in.out_quant, width, token));
+             quant_row(job.step, job.in.out_quant, width, token, job.step.batch->tokens));
 }
 
 // Rows [row, row + count) of (sequence, kv head) over splits [first_split, last_split).
@@ -386,7 +386,7 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
   int64_t begin, end;
   share(batch.tokens, worker, begin, end);
   for (int64_t row = begin; row < end; row++)
-    quantise(floats(step, in.out) + row * width, 0, width, quant_row(step, in.out_quant, width, row));
+    quantise(floats(step, in.out) + row * width, 0, width, quant_row(step, in.out_quant, width, row, batch.tokens));
 }
 
 }  // namespace ridgeline::RL_ISA

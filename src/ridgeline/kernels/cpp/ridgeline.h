@@ -44,8 +44,8 @@ typedef struct {
 } RlWeight;
 
 // One instruction. Offsets are bytes into the arena; -1: absent. A buffer holds [rows][width] f32, rows = tokens of
-// the batch, or logit rows when per_logit_row. A quantised buffer holds per row: int8 q[width], f32 scale[width/32],
-// int32 sum[width/32] (sum of q), row stride = round_up(width + width/32*8, 64).
+// the batch, or logit rows when per_logit_row. A quantised buffer takes rows * round_up(width + width/32*8, 64) bytes;
+// its layout is the kernels' own and differs between instruction sets (quantise.h).
 typedef struct {
   int32_t op, line;          // line: which entry of line_ns is billed
   int32_t per_logit_row, parts, flags, activation;
