@@ -10,17 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ridgeline.kernels import native
-from ridgeline.kit.clock import Clock, WallClock
+from ridgeline.kit.clock import Clock, VirtualClock, WallClock
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.block_memory import BlockMemory
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.pool import BlockPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
-from ridgeline.models.load import describe, load, record
+from ridgeline.models.load import LoadedModel, describe, load, record
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program
 from ridgeline.run.bind import Bound, bind
-from ridgeline.run.machine import usable_cores
+from ridgeline.run.cost_runner import CostRunner
+from ridgeline.run.machine import Machine, usable_cores
 from ridgeline.run.runner import Runner
 from ridgeline.schedule.policy import POLICIES
 from ridgeline.schedule.scheduler import Scheduler
@@ -59,19 +60,24 @@ def bill(config: EngineConfig, available: int | None = None) -> MemoryBill:
         bound = bind(program, body=config.body)
     except UserError:  # lines that cannot run here can still be counted
         bound = reference_bound(program)
-    return make_bill(config, described.spec, bound, memory_left() if available is None else available)
+    left = memory_left() if available is None else available
+    return make_bill(config, described.spec, bound, left, is_mapped=is_mapped(config, described))
 
 
-def build(
-    config: EngineConfig, observer_factory: ObserverFactory | None = None, clock: Clock | None = None
-) -> Engine:  # fmt: skip
+def is_mapped(config: EngineConfig, described: LoadedModel) -> bool:
+    """Whether weights stay views of the file until they are packed."""
+    return config.weights == "native" and not described.random
+
+
+def build(config: EngineConfig, observer_factory: ObserverFactory | None = None, clock: Clock | None = None) -> Engine:
     """A running engine. UserError for what was asked wrongly, CapacityError with the bill when memory is short."""
     config.check()
     clock = clock or WallClock()
     started_s = time.perf_counter()
     storage = STORAGES.get(config.storage)
     described = describe(config.model, weights=config.weights)
-    promised = make_bill(config, described.spec, bind(record(described, storage), body=config.body), memory_left())
+    bound = bind(record(described, storage), body=config.body)
+    promised = make_bill(config, described.spec, bound, memory_left(), is_mapped=is_mapped(config, described))
     promised.check()  # before anything is read
     if config.isa is not None:
         native.set_isa(config.isa)
@@ -101,3 +107,25 @@ def build(
         on_finish=observer.on_finish,
     )  # fmt: skip
     return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=runner.close)
+
+
+def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock) -> Engine:
+    """The same scheduler and memory on a runner that only takes the estimated time: nothing is loaded or computed."""
+    config.check()
+    storage = STORAGES.get(config.storage)
+    described = describe(config.model, weights=config.weights)
+    spec, program = described.spec, record(described, storage)
+    promised = make_bill(config, spec, bind(program, body=config.body), memory_left())
+    facts = EngineFacts(
+        model=config.model, name=spec.name, family=spec.family, is_random=described.random, vocabulary=spec.vocabulary,
+        context=promised.context, context_model=spec.context, kv=storage.name, kv_blocks=promised.kv_blocks,
+        kv_bytes_per_token=promised.kv_bytes_per_token,
+    )  # fmt: skip
+    memory = BlockMemory(BlockPool(promised.kv_blocks), context=promised.context, contiguous=not config.paging)
+    observer = Unobserved()
+    scheduler = Scheduler(
+        memory, POLICIES.get(config.policy)(), config.schedule(), context=promised.context,
+        on_finish=observer.on_finish,
+    )  # fmt: skip
+    runner = CostRunner(program, machine, clock)
+    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None)

@@ -133,4 +133,3 @@ def _host_s(threads: int) -> float:
         engine.step()
     engine.close()
     return statistics.median(gaps.seconds)
-
