@@ -1,0 +1,1 @@
+"""Specs, weights by role, loading, the catalogue, pulling."""

@@ -1,0 +1,181 @@
+"""Specs from config.json and GGUF metadata: published numbers, and every field that can be wrong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ridgeline.kit.errors import UserError
+from ridgeline.models.catalogue import shape, shapes, source
+from ridgeline.models.config import read_json, spec_from_config
+from ridgeline.models.load import describe
+from ridgeline.models.spec import Rope
+from tests.formats.gguf_file import gguf, tiny
+
+from .directory import CONFIG
+
+# As the model cards and the index of each repository's safetensors say.
+PARAMETERS = {
+    "tinyllama-1.1b": 1_100_048_384, "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192, "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b-v0.1": 7_241_732_096, "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352, "qwen2.5-72b": 72_706_203_648, "qwen2.5-coder-0.5b": 494_032_768,
+    "qwen2.5-coder-1.5b": 1_543_714_304, "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", shapes())
+def test_catalogue_shapes_have_the_published_number_of_parameters(name):
+    described = describe(f"random:{name}")
+    assert described.weights.parameters == PARAMETERS[name]
+    assert described.weights.nbytes == 2 * PARAMETERS[name]  # bf16, as published
+    assert all(weight.data is None for weight in described.weights)
+    assert "/" in source(name)
+
+
+def test_smollm2_in_numbers():
+    spec = shape("smollm2-135m")
+    assert (spec.layers, spec.width, spec.heads, spec.kv_heads, spec.head_dim) == (30, 576, 9, 3, 64)
+    assert 2 * 2 * spec.layers * spec.kv_heads * spec.head_dim == 23_040  # KV bytes a token in bf16 (A8)
+
+
+def spec(**changes):
+    config = {key: value for key, value in (CONFIG | changes).items() if value is not None}
+    return spec_from_config(config, "test", "config.json")
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+         "vocab_size", "max_position_embeddings", "head_dim")  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, float("nan"), float("inf"), "64", True, [64], {}, 10**30])
+@pytest.mark.parametrize("key", SIZES)
+def test_sizes_out_of_range_are_named(key, bad):
+    with pytest.raises(UserError, match=f"config.json: {key} is"):
+        spec(**{key: bad})
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), "x", True, [1]])
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+def test_numbers_out_of_range_are_named(key, bad):
+    with pytest.raises(UserError, match=key):
+        spec(**{key: bad})
+
+
+@pytest.mark.parametrize(
+    "key", ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"]
+)
+def test_missing_fields_are_named(key):
+    with pytest.raises(UserError, match=f"no {key}"):
+        spec(**{key: None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gemma3"}, "supported: llama, mistral, qwen2"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": "linear"}, "an object"),
+        ({"num_key_value_heads": 3}, "evenly"),
+        ({"hidden_size": 66}, "multiple"),
+        ({"head_dim": 15}, "even"),
+        ({"partial_rotary_factor": 0.0}, "rotary"),
+        ({"eos_token_id": 128}, "token id below 128"),
+        ({"eos_token_id": [1, -1]}, "token id below 128"),
+        ({"tie_word_embeddings": "yes"}, "true or false"),
+    ],
+)
+def test_what_the_families_do_not_compute_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        spec(**changes)
+
+
+def test_rope_of_both_generations_of_configurations():
+    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    old = spec(rope_theta=5e5, rope_scaling={"rope_type": "llama3"} | llama3)
+    new = spec(rope_theta=None, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5} | llama3)
+    assert old.rope == new.rope and old.rope.scaling == ("llama3", 8.0, 1.0, 4.0, 32.0)
+    assert spec(rope_scaling={"type": "linear", "factor": 2.0}).rope.scaling == ("linear", 2.0)
+    assert spec(rope_scaling={"rope_type": "default"}).rope.scaling is None
+    assert spec(partial_rotary_factor=0.5).rope.dim == 8
+
+
+def test_windows():
+    assert spec(model_type="mistral", sliding_window=16).windows == (16, 16)
+    assert spec(model_type="mistral", sliding_window=None).windows == ()
+    qwen = {"model_type": "qwen2", "sliding_window": 16, "max_window_layers": 1}
+    assert spec(**qwen).windows == () and spec(**qwen, use_sliding_window=True).windows == (0, 16)
+
+
+def test_rope_factors_are_those_of_llama3():
+    """A GGUF file of Llama 3.1 stores what config.json describes."""
+    plain, scaled = Rope(64, 5e5, 16), Rope(64, 5e5, 16, scaling=("llama3", 8.0, 1.0, 4.0, 8.0))
+    angles = [np.arctan2(table[1][1], table[0][1]) for table in (plain.tables(), scaled.tables())]
+    factors = tuple(float(x) for x in angles[0] / angles[1])
+    stored = Rope(64, 5e5, 16, scaling=("factors", *factors))
+    assert np.allclose(stored.tables()[0], scaled.tables()[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"hidden_size": NaN}', '{"a": Infinity}', "[" * 100_000, "\xff"])
+def test_files_that_are_no_configuration(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_json(path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_json(tmp_path / "absent.json")
+
+
+def gguf_spec(tmp_path, **changes):
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(gguf(*tiny(**changes)))
+    return describe(str(path)).spec
+
+
+def test_spec_from_gguf(tmp_path):
+    spec = gguf_spec(tmp_path, **{"llama.rope.freq_base": 5e5, "tokenizer.ggml.eos_token_id": 2})
+    assert (spec.layers, spec.width, spec.heads, spec.kv_heads, spec.head_dim, spec.ffn) == (2, 8, 2, 1, 4, 16)
+    assert spec.tied and spec.vocabulary == 4 and spec.context == 64 and spec.eos == (2,) and spec.rope.interleaved
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"general.architecture": "gemma3"}, "supported architectures: llama, qwen2"),
+        ({"general.architecture": None}, r"general\.architecture"),
+        ({"llama.block_count": None}, "llama.block_count"),
+        ({"llama.block_count": 0}, "llama.block_count"),
+        ({"llama.block_count": 3}, r"lacks tensor blk\.2"),
+        ({"llama.block_count": 1}, r"does not have: blk\.1"),
+        ({"llama.embedding_length": 16}, r"token_embd.weight is \[4, 8\]; .* \[4, 16\]"),
+        ({"llama.feed_forward_length": 32}, "ffn_gate.weight"),
+        ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon"),
+        ({"llama.rope.freq_base": float("inf")}, "freq_base"),
+        ({"llama.rope.scaling.type": "yarn"}, "yarn"),
+        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"tokenizer.ggml.eos_token_id": 4}, "token id below 4"),
+        ({"llama.attention.head_count": np.array([2, 2], np.int32)}, "head_count"),
+    ],
+)
+def test_wrong_gguf_metadata_is_named(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        gguf_spec(tmp_path, **changes)
+
+
+def test_a_copy_of_catalogue_entry_is_read_as_a_file(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    described = describe(f"random:{tmp_path}/config.json", weights="q8_0")
+    assert described.random and described.spec.width == 64
+    assert described.weights.layers[0].q.format.name == "q8_0"
+    assert described.weights.final_norm.format.name == "f32"

@@ -1,0 +1,98 @@
+"""Families against transformers: the recorded Program, run by the operators' meanings, gives the same logits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import load, record
+
+from .directory import write
+
+pytestmark = pytest.mark.torch
+IDS = [1, 17, 99, 3, 3, 64, 127, 0, 5, 42, 7, 7, 7, 100, 2, 31]
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+CASES = {
+    "llama": {},
+    "llama, tied": {"tie_word_embeddings": True},
+    "llama, heads wider than the model": {"head_dim": 32, "rope_theta": 5e5},
+    "llama 3 rope": {"rope_scaling": LLAMA3},
+    "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "mistral with a window": {"model_type": "mistral", "sliding_window": 5},
+    "qwen2": {"model_type": "qwen2", "rope_theta": 1e6},
+    "qwen2, tied": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen2 with a window": {
+        "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+    },
+}  # fmt: skip
+
+
+class Kept:
+    """KV of one layer and one sequence, in f32."""
+
+    def append(self, k, v):
+        self.k, self.v = k, v
+
+    def read(self, sequence):
+        return self.k, self.v
+
+
+def logits(program, ids):
+    """Every line's meaning, one sequence, a logit row per token; the sampling line left out."""
+    import torch
+
+    count = len(ids)
+    kept: dict[int, Kept] = {}
+    step = SimpleNamespace(
+        token_ids=torch.tensor(ids), positions=torch.arange(count), bounds=((0, count),),
+        logit_tokens=torch.arange(count),
+        tensor=lambda weight: torch.from_numpy(weight.unpack()), kv=lambda layer: kept.setdefault(layer, Kept()),
+    )  # fmt: skip
+    values = {}
+    for line in program.lines[:-1]:
+        values[line.output.id] = line.op.meaning(step, line, *(values[value.id] for value in line.inputs))
+    return values[program.lines[-2].output.id].numpy()
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_logits_equal_transformers(tmp_path, changes):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    directory = write(tmp_path / "m", changes)
+    program = record(load(str(directory)), STORAGES.get("f32"))
+    oracle = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        expected = oracle(torch.tensor([IDS])).logits[0].numpy()
+    assert np.abs(expected).max() > 0.1
+    assert np.abs(logits(program, IDS) - expected).max() < 1e-4
+
+
+def test_interleaved_rope_is_a_permutation_of_halves(tmp_path):
+    """GGUF stores llama's q and k rows as pairs (i, i + half) side by side; its rope turns neighbours."""
+    import dataclasses
+
+    from ridgeline.formats.format import FORMATS
+    from ridgeline.models.load import LoadedModel
+    from ridgeline.models.weights import map_weights
+
+    loaded = load(str(write(tmp_path / "m")))
+    dim = loaded.spec.head_dim
+
+    def permute(role, weight):
+        if role not in ("q", "k"):
+            return weight
+        rows = weight.unpack().reshape(-1, 2, dim // 2, weight.columns).swapaxes(1, 2).reshape(weight.rows, -1)
+        return dataclasses.replace(weight, data=FORMATS.get("f32").pack(np.ascontiguousarray(rows)))
+
+    rope = dataclasses.replace(loaded.spec.rope, interleaved=True)
+    spec = dataclasses.replace(loaded.spec, rope=rope)
+    as_gguf = LoadedModel(spec, map_weights(loaded.weights, permute))
+    storage = STORAGES.get("f32")
+    assert np.abs(logits(record(as_gguf, storage), IDS) - logits(record(loaded, storage), IDS)).max() < 1e-5
