@@ -54,7 +54,8 @@ def _roofs(summary: AccountSummary) -> str:
 def _roof(phase: PhaseSummary, summary: AccountSummary) -> str:
     """The share, the two numbers it comes from, and what sets the pace."""
     if phase.roof == COMPUTE:
-        achieved = f"{scaled(phase.achieved_flops_per_s, 'FLOP/s')} done"
+        peak = scaled(phase.flops / phase.roof_s if phase.roof_s > 0 else 0.0, "FLOP/s")  # mixed over number kinds
+        achieved = f"{scaled(phase.achieved_flops_per_s, 'FLOP/s')} of {peak} done"
     else:
         bandwidth = scaled(summary.bandwidth_bytes_per_s, "B/s")
         achieved = f"{scaled(phase.achieved_bytes_per_s, 'B/s')} of {bandwidth} read"

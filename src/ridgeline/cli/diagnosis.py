@@ -1,0 +1,122 @@
+"""What `ridgeline doctor` does."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+
+from ridgeline.engine.config import EngineConfig
+from ridgeline.kernels import native
+from ridgeline.kit.home import home
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
+from ridgeline.models.pull import TABLE, find
+from ridgeline.ops.kinds import KINDS
+from ridgeline.perf.calibrate import calibrate
+from ridgeline.report.units import digits, nbytes, percent, scaled, seconds
+from ridgeline.run.bind import NATIVE_KINDS, bind
+from ridgeline.run.machine import Machine, available_bytes, load_or_measure, store
+from ridgeline.run.noise import foreign_cpu_share
+
+from .screen import Screen
+
+BUSY = 0.1  # share of the machine others may use before a measurement says so
+
+# What may be missing, and what that costs.
+OPTIONAL = (
+    ("torch", "reference bodies (--body torch) and operators without a native body cannot run: ridgeline[torch]"),
+    ("transformers", "the ladder has no rung of transformers' generate to compare with"),
+)
+
+
+def examine(
+    model: str | None, *, is_measuring: bool, weights: str, kv: str, body: str, threads: int | None, json: bool
+) -> None:
+    """Print everything; measures only what was not measured on this machine before, or what --measure asks."""
+    screen = Screen(json)
+    before = foreign_cpu_share()
+    machine = load_or_measure(threads, again=is_measuring)
+    if is_measuring:
+        machine = store(calibrate(machine, lambda step: screen.aside(f"measuring {step} ...", style="dim")))
+    _print_machine(screen, machine, before)
+    table = _print_bodies(screen, model, weights, kv, body)
+    missing = _missing()
+    screen.say()
+    for name, cost in missing:
+        screen.say(f"missing: {name}: {cost}")
+    if not missing:
+        screen.say("nothing is missing.")
+    screen.finish(
+        "doctor", machine.fingerprint, ceilings=machine, foreign_cpu_share=before,
+        bodies=[dict(zip(("part", "body", "lines", "why"), row, strict=True)) for row in table],
+        missing=[{"name": name, "cost": cost} for name, cost in missing],
+        isa=native.isa() if native.is_available() else None, home=str(home()),
+        models={name: str(path) for name in TABLE if (path := find(name)) is not None},
+    )  # fmt: skip
+
+
+def _print_machine(screen: Screen, machine: Machine, foreign: float | None) -> None:
+    mark = machine.fingerprint
+    facts = [
+        ("processor", f"{mark.cpu}, {mark.cores} cores usable"),
+        ("memory", f"{nbytes(mark.memory_bytes)}, {nbytes(available_bytes())} available now"),
+        ("system", f"Linux {mark.kernel}"),
+        ("library", mark.library),
+        ("kernels for", ", ".join(mark.instruction_sets) or "no instruction set: the native library is missing"),
+        ("files in", str(home())),
+    ]
+    screen.table(("", ""), facts)
+    screen.say()
+    rows = [
+        (
+            f"read {nbytes(read.set_bytes)}", str(read.threads), scaled(read.bytes_per_s, "B/s"),
+            f"median {scaled(read.median_bytes_per_s, 'B/s')}",
+        )
+        for read in machine.reads
+    ]  # fmt: skip
+    for kind, rate in machine.flops_per_s.items():
+        note = f"ridge {digits(machine.ridge(kind))} operations per byte"
+        rows.append((f"{kind} arithmetic", str(machine.threads), scaled(rate, "FLOP/s"), note))
+    rows.append(("barrier", str(machine.threads), seconds(machine.barrier_s), ""))
+    if machine.host_s:
+        rows.append(("host per step", "1", seconds(machine.host_s), "one sequence"))
+    for name, share in machine.efficiency.items():
+        rows.append((f"kernel: {name}", str(machine.threads), percent(share), "of its ceiling"))
+    screen.table(("measured", "threads", "ceiling", ""), rows)
+    calibrated = "" if machine.efficiency else "; kernels not calibrated (doctor --measure)"
+    screen.say(f"measured {machine.measured_at}, best of several bursts, {machine.source} probes{calibrated}")
+    if foreign is not None and foreign > BUSY:
+        screen.say(f"others use {percent(foreign)} of this machine's processor time now: what is measured now is low")
+
+
+def _print_bodies(screen: Screen, model: str | None, weights: str, kv: str, body: str) -> list[tuple[str, ...]]:
+    """The binding table of a model, or what bodies there are for each operator kind."""
+    screen.say()
+    if model is None:
+        table = [
+            (kind, "cpp, torch" if kind in NATIVE_KINDS and native.is_available() else "torch", "", "")
+            for kind in KINDS
+        ]
+        screen.table(("operator", "bodies"), [row[:2] for row in table])
+        return table
+    config = EngineConfig(model, weights=weights, kv=kv, body=body)
+    config.check()
+    bound = bind(record(describe(model, weights=weights), STORAGES.get(config.storage)), body=body)
+    table = [(part, used, str(lines), why) for part, used, lines, why in bound.table()]
+    screen.table(("operator", "body", "lines", "why not native"), table)
+    screen.say("a step is one native call" if bound.is_native else "a step leaves native code for its reference lines")
+    return table
+
+
+def _missing() -> list[tuple[str, str]]:
+    missing = []
+    if not native.is_available():
+        missing.append(("native library", "nothing runs on --body cpp; reinstall where a C++17 compiler is present"))
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        missing.append(("C++ compiler", "the native library cannot be rebuilt here; an installed one still runs"))
+    for package, cost in OPTIONAL:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append((package, cost))
+    return missing

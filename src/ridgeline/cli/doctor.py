@@ -1,0 +1,34 @@
+"""ridgeline doctor: what this machine can do, which bodies a model would run on, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import Body, Json, Kv, Threads, Weights, guarded
+
+
+@guarded
+def command(
+    model: Annotated[str | None, typer.Argument(help="Also show which body each of its operators runs on.")] = None,
+    is_measuring: Annotated[
+        bool, typer.Option("--measure", help="Measure again: ceilings, our kernels' share of them, the host (15 s).")
+    ] = False,
+    weights: Weights = "native",
+    kv: Kv = "auto",
+    body: Body = "cpp",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Examine this machine: instruction sets, measured bandwidth and peaks, operator bodies, and what is missing.
+
+    \b
+    Examples:
+      ridgeline doctor
+      ridgeline doctor smollm2-135m
+      ridgeline doctor --measure
+    """
+    from .diagnosis import examine  # noqa: PLC0415  heavy; --help must start in 0.3 s
+
+    examine(model, is_measuring=is_measuring, weights=weights, kv=kv, body=body, threads=threads, json=json)
