@@ -5,6 +5,8 @@ none, the policy's victim starts over later (recompute), but never the sequence 
 Refuses at add what could never fit. Knows nothing of models, kernels or text.
 """
 
+# size: 18 short methods; planning and committing share the queues, and only this class may write a Sequence
+
 from __future__ import annotations
 
 from bisect import insort
