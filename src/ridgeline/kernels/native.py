@@ -227,6 +227,15 @@ class Tape:
         self.instructions = (RlInstr * max(self.count, 1))(*instructions)
         self.kept = kept
         self.pointer = ctypes.addressof(self.instructions)
+        self._memory: tuple[Any, ...] = (None, None)
+        self._addresses: tuple[int, int, int] = (0, 0, 0)
+
+    def addresses(self, arena: Bytes, scratch: Bytes) -> tuple[int, int, int]:
+        """(arena, scratch, scratch bytes), looked up once: asking NumPy costs more than the call itself."""
+        if self._memory[0] is not arena or self._memory[1] is not scratch:
+            self._memory = (arena, scratch)
+            self._addresses = (arena.ctypes.data, scratch.ctypes.data, scratch.nbytes)
+        return self._addresses
 
 
 def pool(kv: Any) -> RlPool:
@@ -242,7 +251,7 @@ def execute(team: Team, tape: Tape, arena: Bytes, scratch: Bytes, pool: RlPool |
     if team.pointer is None:
         raise InvariantError("a step on a closed team")
     answer = library().rl_execute(
-        team.pointer, tape.pointer, tape.count, arena.ctypes.data, scratch.ctypes.data, scratch.nbytes,
+        team.pointer, tape.pointer, tape.count, *tape.addresses(arena, scratch),
         ctypes.addressof(pool) if pool is not None else None, ctypes.addressof(batch),
     )  # fmt: skip
     team.calls += 1

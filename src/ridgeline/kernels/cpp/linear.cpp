@@ -297,6 +297,7 @@ RL_INLINE void weighted_sums(const uint8_t* q, float (&out)[16]) {
   const float* scales = reinterpret_cast<const float*>(q) + 8 * R;
   F offset = to_float((I)_mm512_maskz_loadu_epi32(first(R), scales + R));
   store(out, load_part(scales, R) * (offset * splat(-0x1p-7f)));
+  asm("" : "+m"(out));  // really to memory: 12 broadcasts by permutation would fill the port that dots need
 #else
   for (int r = 0; r < R; r++) out[r] = scale_of<R>(q, r) * (static_cast<float>(offset_of<R>(q, r)) * -0x1p-7f);
 #endif
