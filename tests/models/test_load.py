@@ -179,6 +179,7 @@ def test_a_gguf_file(tmp_path):
         ("random:/no/such/config.json", "cannot read"),
         ("~nobody-of-that-name/x", "home directory"),
         ("zzzzzzzz", "Known: "),
+        ("gemma-3-270m", "gemma3.*Supported architectures: llama, qwen2"),
     ],
 )
 def test_names_that_lead_nowhere(model, words):

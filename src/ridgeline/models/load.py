@@ -24,10 +24,10 @@ from ridgeline.text.tokenizer import Tokenizer, read_config, starts_with_bos
 
 from .catalogue import shape, shapes, suggest
 from .config import read_json, spec_from_config
-from .family import record_program
+from .family import FAMILIES, record_program
 from .metadata import ROPE_FACTORS, spec_from_gguf, tokenizer_from_gguf
 from .pull import TABLE, Progress, find, pull
-from .random_weights import fill
+from .random_weights import filled
 from .spec import ModelSpec
 from .weights import GGUF_NAMES, HF_NAMES, ModelWeights, Shape, assemble, build, map_weights
 
@@ -85,6 +85,11 @@ def _find(model: str, weights: str, progress: Progress | None, *, fetch: bool) -
     if model.startswith(RANDOM):
         return _random(model.removeprefix(RANDOM), weights)
     if model in TABLE:
+        if TABLE[model].architecture not in FAMILIES:
+            raise UserError(
+                f"{model} is a {TABLE[model].architecture!r} model: it can be pulled but not run yet. Supported "
+                f"architectures: {', '.join(FAMILIES.names())}."
+            )
         path = pull(model, progress) if fetch else find(model)
         if path is None:
             raise UserError(f"{model} is not on this machine yet. Run `ridgeline pull {model}` first.")
@@ -186,4 +191,4 @@ def _converted(weights: ModelWeights, name: str) -> ModelWeights:
 
 def _filled(weights: ModelWeights, seed: int) -> ModelWeights:
     places = itertools.count()
-    return map_weights(weights, lambda role, weight: fill(weight, role, seed, next(places)))
+    return map_weights(weights, lambda role, weight: filled(weight, role, seed, next(places)))

@@ -46,6 +46,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model file: the parts' members, joined in order. terms: what a person must know before asking for it."""
 
     file: str
+    architecture: str
     bytes: int
     sha256: str
     licence: str

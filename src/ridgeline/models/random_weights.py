@@ -7,6 +7,7 @@ depends on the seed and the tensor's place only, so the same model is the same e
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -24,19 +25,22 @@ LEVELS_Q8 = np.sqrt((255**2 - 1) / 12)
 CHUNK = 1 << 22
 
 
-def fill(weight: StoredWeight, role: str, seed: int, index: int) -> StoredWeight:
-    """The descriptor with numbers: gains around 1, everything else around 0 with deviation DEVIATION."""
+def filled(weight: StoredWeight, role: str, seed: int, index: int) -> StoredWeight:
+    """The descriptor with numbers, made on demand: gains around 1, the rest around 0 with deviation DEVIATION."""
+    name = weight.format.name
+    if not role.endswith("norm") and name not in ("f32", "f16", "bf16", "q8_0", "q4_1"):
+        raise UserError(f"random weights in {name} are not made; use f32, bf16, q8_0 or q4_1.")
+    return replace(weight, make=functools.partial(_draw, weight, role, seed, index))
+
+
+def _draw(weight: StoredWeight, role: str, seed: int, index: int) -> Bytes:
     generator = np.random.Generator(np.random.SFC64([seed, index]))
     if role.endswith("norm"):
         values = 1 + GAIN_DEVIATION * generator.standard_normal((weight.rows, weight.columns), np.float32)
-        data = weight.format.pack(values.astype(np.float32))
-    elif weight.format.name in ("f32", "f16", "bf16"):
-        data = _draw_table(weight, generator)
-    elif weight.format.name in ("q8_0", "q4_1"):
-        data = _draw_blocks(weight, generator)
-    else:
-        raise UserError(f"random weights in {weight.format.name} are not made; use f32, bf16, q8_0 or q4_1.")
-    return StoredWeight(weight.name, weight.rows, weight.columns, weight.format, data)
+        return weight.format.pack(values.astype(np.float32))
+    if weight.format.name in ("q8_0", "q4_1"):
+        return _draw_blocks(weight, generator)
+    return _draw_table(weight, generator)
 
 
 @functools.cache
