@@ -13,7 +13,7 @@ import pytest
 from ridgeline.kernels import native
 from ridgeline.kit.errors import InvariantError, UserError
 
-from .steps import Arena, Batch, instruction, packed_random, run, set_weight
+from .steps import Arena, Batch, Heads, instruction, packed_random, pool_for, run, set_weight
 
 
 def adds(count: int, rows: int) -> tuple[Arena, list[native.RlInstr], int]:
@@ -167,6 +167,41 @@ def test_a_bad_tape_is_named_and_nothing_runs(change: Change, fault: str) -> Non
         with pytest.raises(InvariantError, match=f"instruction 0 .*has {fault}|{fault}"):
             run(team, [op], arena, batch, kept=weight)
         assert (arena.data == 0xA5).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"layer": 2}, "no KV pool"),
+        ({"window": -1}, "widths"),
+        ({"head_dim": 12}, "impossible number or size of heads"),
+        ({"kv_heads": 0}, "impossible number or size of heads"),
+        ({"heads": 8}, "widths"),
+    ],
+    ids=str,
+)
+def test_attention_outside_its_pool_is_refused(teams, change: dict[str, int], fault: str) -> None:
+    heads = Heads(4, 2, 16)
+    kv, pool = pool_for(heads, 2, layers=2)
+    fields = {"heads": 4, "kv_heads": 2, "head_dim": 16, "window": 0, "layer": 1} | change
+    arena = Arena()
+    source, out = arena.room(heads.width * 4), arena.room(256)
+    op = instruction(native.RL_ATTEND, source=source, out=out, width_in=heads.width, width_out=64, **fields)
+    zero = np.zeros(2, np.int32)
+    for block, stride in ((0, 1), (2, 1), (-1, 1)):
+        batch = Batch(1, positions=zero, sequence_of=zero, block_table=zero + block)
+        batch["first_token"] = np.array([0, 1], np.int32)
+        batch.struct.table_stride = stride
+        with pytest.raises(InvariantError, match=fault):
+            run(teams(2), [op], arena, batch, pool)
+        good = instruction(native.RL_ATTEND, source=source, out=out, width_in=heads.width, width_out=64,
+                           heads=4, kv_heads=2, head_dim=16, layer=1)  # fmt: skip
+        if block == 0:
+            run(teams(2), [good], arena, batch, pool)
+        else:
+            with pytest.raises(InvariantError, match="a batch with a token"):
+                run(teams(2), [good], arena, batch, pool)
+    assert (kv.keys(1, 0, 0) == 0xFF).all()
 
 
 def test_a_closed_team_runs_nothing() -> None:

@@ -98,8 +98,6 @@ Fault check_batch_for(const RlInstr& in, const RlBatch& batch) {
 
 // Positions, sequences and every block that attention will read or write.
 Fault check_pages(const RlBatch& batch, const RlPool* pool, int window) {
-  if (!pool || !pool->base || pool->blocks < 1 || (pool->storage != RL_KV_F32 && pool->storage != RL_KV_BF16))
-    return BAD_POOL;
   if (!batch.positions || !batch.sequence_of || !batch.first_token || !batch.block_table) return BAD_BATCH;
   if (batch.first_token[0] != 0 || batch.first_token[batch.sequences] != batch.tokens) return BAD_BATCH;
   for (int s = 0; s < batch.sequences; s++) {
@@ -120,7 +118,19 @@ Fault check_pages(const RlBatch& batch, const RlPool* pool, int window) {
   return Fault(0);
 }
 
-Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t scratch_bytes, int threads) {
+// The pool holds pages of this instruction's shape, and its layer.
+Fault check_pool(const RlInstr& in, const RlPool* pool) {
+  if (!pool || !pool->base || pool->blocks < 1) return BAD_POOL;
+  if (pool->storage != RL_KV_F32 && pool->storage != RL_KV_BF16) return BAD_POOL;
+  const int64_t page = static_cast<int64_t>(RL_BLOCK_TOKENS) * in.head_dim * (pool->storage == RL_KV_F32 ? 4 : 2);
+  if (pool->page_bytes < page || pool->head_stride < pool->page_bytes + page) return BAD_POOL;
+  const int64_t last = in.layer * pool->layer_stride + in.kv_heads * pool->head_stride;
+  return last <= pool->block_stride ? Fault(0) : BAD_POOL;
+}
+
+// pages_checked: the batch's pages were found good for an earlier layer of this window.
+Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t scratch_bytes, int threads,
+            bool pages_checked) {
   if (in.op < RL_EMBED || in.op > RL_SAMPLE) return BAD_OPERATION;
   if (in.width_out < 1 || (in.out < 0 && in.op != RL_SAMPLE)) return BAD_BUFFER;
   if (in.out > 0 && in.out % 64) return BAD_BUFFER;
@@ -142,12 +152,13 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t
       if (in.kv_heads < 1 || in.heads % in.kv_heads || in.head_dim % 8 || in.head_dim < 8 || in.head_dim > 256)
         return BAD_HEADS;
       if (in.width_in != qkv || in.width_out != in.heads * in.head_dim || in.layer < 0 || in.window < 0) return BAD_WIDTH;
-      return check_pages(batch, pool, in.window);
+      if (Fault fault = check_pool(in, pool)) return fault;
+      return pages_checked ? Fault(0) : check_pages(batch, pool, in.window);
     case RL_ACTIVATION:
       if (in.activation != RL_SILU && in.activation != RL_GELU_TANH) return BAD_OPERATION;
       return in.width_in == 2 * in.width_out ? Fault(0) : BAD_WIDTH;
     case RL_ADD: return in.in2 >= 0 ? Fault(0) : BAD_BUFFER;
-    case RL_GATHER: return batch.logit_token ? check_batch_for(in, batch) : BAD_BATCH;
+    case RL_GATHER: return batch.logit_token && in.per_logit_row ? check_batch_for(in, batch) : BAD_BATCH;
     default:
       if (batch.logit_rows > 0 && (!batch.sampling || !batch.sampled)) return BAD_BATCH;
       if (threads * sample_scratch_bytes(in.width_in) > scratch_bytes) return BAD_SCRATCH;
@@ -271,8 +282,9 @@ int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* ar
   if (!scratch) scratch_bytes = 0;
   int checked_window = -1;  // layers of one window share their pages' check
   for (int i = 0; i < count; i++) {
-    if (tape[i].op == RL_ATTEND && tape[i].window == checked_window && i > 0 && pool) continue;
-    if (Fault fault = check(tape[i], *batch, pool, scratch_bytes, team_threads(team))) return -(i * 100LL + fault);
+    const bool checked = tape[i].window == checked_window;
+    if (Fault fault = check(tape[i], *batch, pool, scratch_bytes, team_threads(team), checked))
+      return -(i * 100LL + fault);
     if (tape[i].op == RL_ATTEND) checked_window = tape[i].window;
   }
   if (count == 0 || (batch->tokens == 0 && batch->logit_rows == 0)) return 0;
