@@ -129,9 +129,7 @@ def _ask(asked: Asked, llm: LLM, messages: list[dict[str, str]], text: str) -> I
     if asked.raw:
         return llm.stream(text, max_tokens=asked.max_tokens, stop=asked.stop, sampling=asked.sampling)
     system = [] if asked.system is None else [{"role": "system", "content": asked.system}]
-    return llm.stream_chat(
-        [*system, *messages], max_tokens=asked.max_tokens, stop=asked.stop, sampling=asked.sampling
-    )
+    return llm.stream_chat([*system, *messages], max_tokens=asked.max_tokens, stop=asked.stop, sampling=asked.sampling)
 
 
 def _listen(pieces: Iterator[Piece], answer: Answer, screen: Screen) -> None:

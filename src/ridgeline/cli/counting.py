@@ -83,9 +83,7 @@ def _phases(question: Question, program: Program, machine: Machine) -> tuple[Pha
         "decode": decode_shape(program, question.batch, question.kept),
     }
     return tuple(
-        count_phase(name, program, machine, shape)
-        for name, shape in shapes.items()
-        if question.phase in ("both", name)
+        count_phase(name, program, machine, shape) for name, shape in shapes.items() if question.phase in ("both", name)
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ridgeline import __version__
+from ridgeline.kit.version import __version__
 
 from . import bench, doctor, eval, predict, pull, run
 

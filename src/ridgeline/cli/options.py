@@ -18,9 +18,7 @@ P = ParamSpec("P")
 
 Model = Annotated[str, typer.Argument(help="A known name, a .gguf file, a model directory, or random:SHAPE.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document as the last line of stdout; words go to stderr.")]
-Weights = Annotated[
-    str, typer.Option(help="native (the file's own bits), f32, bf16, q8_0 or q4_1.", metavar="FORMAT")
-]
+Weights = Annotated[str, typer.Option(help="native (the file's own bits), f32, bf16, q8_0 or q4_1.", metavar="FORMAT")]
 Threads = Annotated[int | None, typer.Option(help="Threads; default: the cores this process may use.", metavar="N")]
 Kv = Annotated[str, typer.Option(help="How keys and values are kept: auto, bf16 or f32.", metavar="FORMAT")]
 KvBytes = Annotated[
@@ -46,7 +44,7 @@ def engine_options(
 
 
 def size_bytes(text: str) -> int:
-    """"256M" -> 268435456. K, M, G, T are powers of 1024. UserError for anything else."""
+    """ "256M" -> 268435456. K, M, G, T are powers of 1024. UserError for anything else."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     power = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}.get(unit)
     try:

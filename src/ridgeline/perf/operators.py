@@ -97,6 +97,4 @@ def count_phase(name: str, program: Program, machine: Machine, shape: BatchShape
 
 
 def _times(cost: Cost, count: int) -> Cost:
-    return Cost(
-        count * cost.flops, count * cost.weight_bytes, count * cost.kv_bytes, count * cost.activation_bytes
-    )
+    return Cost(count * cost.flops, count * cost.weight_bytes, count * cost.kv_bytes, count * cost.activation_bytes)

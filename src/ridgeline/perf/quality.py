@@ -1,116 +1,149 @@
-"""Quality: perplexity of a text and KL divergence from a parent, over full distributions (natural logarithms).
+"""Quality of a model's numbers on a text: perplexity, and KL divergence from a parent (the same tokens, both in full).
 
-Runs Programs directly, window by window, every position scored; no sampling, no server. Slow and exact.
+Runs bound Programs directly, window by window: no scheduler is in the way, and both rows of logits are whole. Windows
+are independent; the first token of each has nothing before it and is not scored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from pydoc_data.topics import topics
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ridgeline.kit.clock import WallClock
-from ridgeline.kit.errors import UserError
-from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
-from ridgeline.models.load import load, record
-from ridgeline.run.arena import StepLimits
-from ridgeline.run.bind import bind
+from ridgeline.engine.build import build
+from ridgeline.engine.config import EngineConfig
+from ridgeline.engine.engine import Engine
+from ridgeline.kit.errors import InvariantError, UserError
+from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.run.runner import Runner
 from ridgeline.state.plan import Entry, LogitRow, StepPlan
 from ridgeline.state.request import Sampling
 
-WINDOW = 512  # tokens; each window starts without memory of the one before
-STRIDE = 128  # positions scored at a time: bounds the memory of full distributions
+WINDOW = 512
+ROWS = 128  # scored in one step: their logits are held in memory, for two models at a time
+Floats = npt.NDArray[np.float32]
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """kl: mean KL(parent || model) per position in nats, None without a parent. same_top: share of equal argmax."""
+    """Natural logarithms. kl: mean over scored tokens of KL(parent ‖ model); agreement: share with the same top token."""
 
-    tokens: int
-    scored: int
-    nats_per_token: float
+    text: str
+    windows: int
+    tokens: int  # scored
+    text_bytes: int  # of the scored tokens
     perplexity: float
-    bits_per_character: float
+    bits_per_byte: float
     parent_perplexity: float | None = None
     kl: float | None = None
     kl_p99: float | None = None
-    same_top: float | None = None
-    largest_logit_difference: float | None = None
-    largest_logit: float | None = None
+    agreement: float | None = None
+
+
+def named_text(name: str) -> str:
+    """A file's text, or that of a name: "pydoc" (python's own language reference, always there). UserError if neither."""
+    if name == "pydoc":
+        return "\n".join(topics[topic] for topic in sorted(topics))
+    try:
+        return Path(name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the text {name!r}: {error}. Give a UTF-8 file, or the name pydoc.") from error
+
+
+def windows_of(ids: Sequence[int], tokens: int, bos: int | None = None) -> list[tuple[int, ...]]:
+    """Whole windows that hold at least `tokens` scored tokens, each begun by `bos` if given. UserError: too short."""
+    fresh = WINDOW if bos is None else WINDOW - 1
+    scored = WINDOW - 1
+    wanted = -(-tokens // scored)
+    have = len(ids) // fresh
+    if have < wanted:
+        raise UserError(
+            f"the text has {len(ids)} tokens, {have} windows of {WINDOW}; {tokens} scored tokens need {wanted}. "
+            f"Give a longer text, or --tokens {have * scored}."
+        )
+    head = () if bos is None else (bos,)
+    return [(*head, *ids[i * fresh : (i + 1) * fresh]) for i in range(wanted)]
 
 
 class Scorer:
-    """One model as a function from a window of ids to logits."""
+    """One model, run window by window."""
 
-    def __init__(self, model: str, *, weights: str, kv: str, body: str, threads: int) -> None:
-        self.loaded = load(model, weights=weights)
-        spec, storage = self.loaded.spec, STORAGES.get(kv)
-        pool = KvPool(
-            storage, layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, blocks=WINDOW // BLOCK_TOKENS
+    def __init__(self, config: EngineConfig) -> None:
+        blocks = -(-WINDOW // BLOCK_TOKENS)
+        config = msgspec.structs.replace(
+            config, context=WINDOW, max_sequences=1, step_tokens=ROWS, step_logit_rows=ROWS
         )
-        limits = StepLimits(STRIDE, STRIDE, 1, WINDOW)
-        bound = bind(record(self.loaded, storage), body=body)
-        self._runner = Runner(bound, pool, limits=limits, threads=threads, clock=WallClock())
-        self._blocks = np.arange(WINDOW // BLOCK_TOKENS, dtype=np.int32)
+        self.engine: Engine = build(config)
+        if not isinstance(self.engine.runner, Runner):
+            raise InvariantError("quality needs the real runner: nothing else has logits")
+        self._runner = self.engine.runner
+        self._blocks = np.arange(blocks, dtype=np.int32)
 
-    def logits(self, window: Sequence[int], start: int, stop: int) -> npt.NDArray[np.float32]:
-        """[stop - start, vocabulary] of positions start..stop-1; call in order from 0."""
-        rows = tuple(LogitRow(i - start, i + 1, Sampling(), target=0) for i in range(start, stop))
-        plan = StepPlan((Entry(0, start, tuple(window[start:stop]), self._blocks, rows),))
-        self._runner.collect(self._runner.submit(plan))
-        return self._runner.last_logits(stop - start)
+    @property
+    def vocabulary(self) -> int:
+        return self.engine.facts.vocabulary
+
+    def logits(self, window: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
+        """(targets [rows], logits [rows, vocabulary]) of successive pieces of a window."""
+        for start in range(0, len(window), ROWS):
+            tokens = tuple(window[start : start + ROWS])
+            targets = np.asarray(window[start + 1 : start + 1 + len(tokens)], np.int64)
+            rows = tuple(
+                LogitRow(offset, start + offset + 1, Sampling(), target=int(target))
+                for offset, target in enumerate(targets)
+            )
+            plan = StepPlan((Entry(0, start, tokens, self._blocks, rows),))
+            self._runner.collect(self._runner.submit(plan))
+            yield targets, self._runner.last_logits(len(targets))
 
     def close(self) -> None:
-        self._runner.close()
+        self.engine.close()
 
 
-def evaluate(
-    model: Scorer, parent: Scorer | None, ids: Sequence[int], characters: int,
+def measure_quality(
+    scorer: Scorer, parent: Scorer | None, windows: Sequence[Sequence[int]], bytes_of: Callable[[int], int], text: str,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Quality:  # fmt: skip
-    """Score `ids` in windows; `characters`: of the text they came from."""
-    if len(ids) < 2:
-        raise UserError(f"a text of {len(ids)} token(s) cannot be scored; give a longer one.")
-    if parent is not None and parent.loaded.spec.vocabulary != model.loaded.spec.vocabulary:
-        raise UserError("KL needs the same vocabulary in both models.")
-    nats, parent_nats, same, far, top = 0.0, 0.0, 0, 0.0, 0.0
-    divergences: list[npt.NDArray[np.float64]] = []
-    scored = 0
-    for begin in range(0, len(ids), WINDOW):
-        window = ids[begin : begin + WINDOW]
-        for start in range(0, len(window), STRIDE):
-            stop = min(start + STRIDE, len(window))
-            targets = np.array(window[start + 1 : stop + 1])
-            raw = model.logits(window, start, stop)
-            rows = np.arange(len(targets))
-            ours = _log_softmax(raw)
-            nats -= float(ours[rows, targets].sum(dtype=np.float64))
-            scored += len(targets)
+    """Perplexity of `scorer` on the windows and, with a parent, how far it is from it. progress: tokens just scored."""
+    if parent is not None and parent.vocabulary != scorer.vocabulary:
+        raise UserError(
+            f"the parent has {parent.vocabulary} tokens in its vocabulary, the model {scorer.vocabulary}; KL divergence "
+            "needs the same vocabulary. Compare perplexity instead (without --against)."
+        )
+    nats, parent_nats, kl, same, text_bytes = 0.0, 0.0, [], 0, 0
+    for window in windows:
+        others = iter(()) if parent is None else parent.logits(window)
+        for targets, logits in scorer.logits(window):
+            own = _log_softmax(logits)
+            nats -= _taken(own, targets)
+            text_bytes += sum(bytes_of(int(token)) for token in targets)
             if parent is not None:
-                wanted = parent.logits(window, start, stop)
-                theirs = _log_softmax(wanted)
-                parent_nats -= float(theirs[rows, targets].sum(dtype=np.float64))
-                divergences.append((np.exp(theirs) * (theirs - ours)).sum(-1, dtype=np.float64))
-                same += int((raw.argmax(-1) == wanted.argmax(-1)).sum())
-                far = max(far, float(np.abs(raw - wanted).max()))
-                top = max(top, float(np.abs(wanted).max()))
-            progress(stop - start)
-    mean = nats / scored
-    bits = nats / math.log(2) / characters
-    quality = Quality(len(ids), scored, mean, math.exp(mean), bits)
-    if parent is None:
-        return quality
-    kl = np.maximum(np.concatenate(divergences), 0.0)
-    return msgspec.structs.replace(
-        quality, parent_perplexity=math.exp(parent_nats / scored), kl=float(kl.mean()),
-        kl_p99=float(np.percentile(kl, 99)), same_top=same / len(kl), largest_logit_difference=far, largest_logit=top,
+                reference = _log_softmax(next(others)[1])
+                parent_nats -= _taken(reference, targets)
+                kl.append(np.einsum("rv,rv->r", np.exp(reference), reference - own, dtype=np.float64))
+                same += int((own.argmax(-1) == reference.argmax(-1)).sum())
+            progress(len(targets))
+    tokens = sum(len(window) - 1 for window in windows)
+    divergence = np.concatenate(kl) if kl else None
+    return Quality(
+        text, len(windows), tokens, text_bytes, math.exp(nats / tokens), nats / math.log(2) / max(1, text_bytes),
+        None if parent is None else math.exp(parent_nats / tokens),
+        None if divergence is None else float(divergence.mean()),
+        None if divergence is None else float(np.quantile(divergence, 0.99, method="inverted_cdf")),
+        None if parent is None else same / tokens,
     )  # fmt: skip
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _log_softmax(logits: Floats) -> Floats:
+    """[rows, vocabulary], in f32 with the sum in f64."""
     shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)
+    total = np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return np.asarray(shifted - total, np.float32)
+
+
+def _taken(logprobs: Floats, targets: npt.NDArray[np.int64]) -> float:
+    return float(logprobs[np.arange(len(targets)), targets].sum(dtype=np.float64))
