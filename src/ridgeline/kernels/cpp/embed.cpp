@@ -20,7 +20,7 @@ void read_row(const RlWeight& weight, int64_t id, float scale, float* out) {
     case RL_Q8_0:
       for (int64_t k = 0; k < columns; k += RL_GROUP) {
         const float d = half_to_float(reinterpret_cast<const uint16_t*>(tile + q8_scales(k / RL_GROUP))[lane]);
-        const uint8_t* q = tile + q8_quants(k / RL_GROUP) + lane * 4;
+        const uint8_t* q = tile + q8_quants(k / RL_GROUP, columns / RL_GROUP) + lane * 4;
         for (int i = 0; i < RL_GROUP; i++)
           out[k + i] = d * static_cast<float>(static_cast<int>(q[i / 4 * 64 + i % 4]) - 128) * scale;
       }

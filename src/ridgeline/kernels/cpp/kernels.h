@@ -43,16 +43,18 @@ RL_INLINE int64_t tile_bytes(int format, int64_t columns) {
   switch (format) {
     case RL_F32: return columns * 64;
     case RL_BF16: return (columns + 1) / 2 * 64;
-    case RL_Q8_0: return columns / RL_GROUP * 544 + columns / RL_GROUP % 2 * 32;
+    case RL_Q8_0: return columns / RL_GROUP * 544;
     case RL_Q4_1: return columns / RL_GROUP * 320;
   }
   return -1;
 }
 
-// Where group g of a Q8_0 tile keeps its scales and its quants: groups in pairs, so that quants begin on cache lines (a
-// 64-byte load across two lines costs two).
+// Where group g of a Q8_0 tile of `groups` keeps its scales and its quants: groups in pairs, so that quants begin on cache
+// lines (a 64-byte load across two lines costs two). An odd last group stands alone: tiles stay as long as the file's rows.
 RL_INLINE int64_t q8_scales(int64_t g) { return (g >> 1) * 1088 + (g & 1) * 32; }
-RL_INLINE int64_t q8_quants(int64_t g) { return (g >> 1) * 1088 + 64 + (g & 1) * 512; }
+RL_INLINE int64_t q8_quants(int64_t g, int64_t groups) {
+  return (g >> 1) * 1088 + ((g | 1) == groups ? 32 : 64 + (g & 1) * 512);
+}
 
 // Rows [begin, end) of `thread`: a pure function of its arguments, so that consecutive row-wise operators give the same
 // rows to the same thread and need no barrier between them (tape.cpp).

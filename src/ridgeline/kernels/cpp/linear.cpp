@@ -312,7 +312,7 @@ RL_INLINE void dot_groups(const Reads& from, const uint8_t* const (&tile)[T], co
   const int64_t groups = from.columns / RL_GROUP;
   const uint8_t* q = from.panel;
   for (int64_t g = 0; g < groups; g++, q += R * PANEL_GROUP) {
-    const int64_t scales = Q4 ? g * 320 : q8_scales(g), quants = Q4 ? g * 320 + 64 : q8_quants(g);
+    const int64_t scales = Q4 ? g * 320 : q8_scales(g), quants = Q4 ? g * 320 + 64 : q8_quants(g, groups);
     const uint8_t* w[T];
     F scale[T], dot[R][T];
 #pragma GCC unroll 4

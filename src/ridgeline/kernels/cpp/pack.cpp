@@ -2,7 +2,7 @@
 //   F32   [columns][16 rows]                                      64 B a column
 //   BF16  [columns / 2][16 rows][2]                               64 B a pair; odd columns padded with 0
 //   Q8_0  per pair of groups of 32: d fp16[2][16], then per group 8 x 64 B: lane i of 32 bits = 4 consecutive k of row i,
-//         stored + 128 (VNNI wants one unsigned side)             544 B a group = 16 x 34; an odd last group + 32 B
+//         stored + 128 (VNNI wants one unsigned side)             544 B a group = 16 x 34; an odd last group stands alone
 //   Q4_1  per group of 32: d fp16[16], m fp16[16]; 4 x 64 B: low nibbles of lane i = 4 consecutive k of row i, high
 //         nibbles = the next 4                                    320 B = 16 x 20
 // Rows are padded to 16 with zero scales. File order: F32, BF16 row-major; Q8_0, Q4_1 as GGUF blocks along each row.
@@ -42,8 +42,8 @@ void plain_tile(uint8_t* file, uint8_t* tile, int rows, int64_t columns, int pai
 }
 
 // GGUF block of 34 bytes: d, 32 x int8.
-void q8_block(uint8_t* block, uint8_t* tile, int64_t g, int lane, bool packing) {
-  uint8_t *scale = tile + q8_scales(g) + lane * 2, *at = tile + q8_quants(g) + lane * 4;
+void q8_block(uint8_t* block, uint8_t* tile, int64_t g, int64_t groups, int lane, bool packing) {
+  uint8_t *scale = tile + q8_scales(g) + lane * 2, *at = tile + q8_quants(g, groups) + lane * 4;
   if (packing) {
     memcpy(scale, block, 2);
     for (int j = 0; j < 8; j++) {
@@ -60,7 +60,7 @@ void q8_block(uint8_t* block, uint8_t* tile, int64_t g, int lane, bool packing) 
 }
 
 // GGUF block of 20 bytes: d, m, then byte j = element j (low) and element j + 16 (high).
-void q4_block(uint8_t* block, uint8_t* tile, int64_t g, int lane, bool packing) {
+void q4_block(uint8_t* block, uint8_t* tile, int64_t g, int64_t, int lane, bool packing) {
   uint8_t *group = tile + g * 320, *at = group + 64 + lane * 4;
   if (packing) {
     memcpy(group + lane * 2, block, 2);
@@ -97,11 +97,11 @@ int32_t convert(int32_t format, uint8_t* file, int32_t rows, int32_t columns, ui
     } else if (format == RL_BF16) {
       plain_tile<uint16_t>(file + row * columns * 2, tile, count, columns, 2, packing);
     } else {
-      if (packing && (count < RL_TILE_ROWS || groups % 2)) memset(tile, 0, bytes);
+      if (packing && count < RL_TILE_ROWS) memset(tile, 0, bytes);
       for (int64_t g = 0; g < groups; g++)
         for (int i = 0; i < count; i++) {
           uint8_t* from = file + ((row + i) * groups + g) * block;
-          (format == RL_Q8_0 ? q8_block : q4_block)(from, tile, g, i, packing);
+          (format == RL_Q8_0 ? q8_block : q4_block)(from, tile, g, groups, i, packing);
         }
     }
   }
