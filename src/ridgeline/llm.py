@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
-from ridgeline.engine.client import EngineClient, Stream
+from ridgeline.engine.client import Deliver, EngineClient, Stream
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.storage import STORAGES
@@ -180,6 +180,10 @@ class LLM:
     def submit(self, request: Request) -> Stream:
         """A raw request; returns its stream of TokenEvents."""
         return self._client.submit(request)
+
+    def submit_to(self, request: Request, deliver: Deliver) -> None:
+        """A raw request whose events are given to `deliver`, from the reader thread: it must not block."""
+        self._client.submit_to(request, deliver)
 
     @functools.cached_property
     def program(self) -> Program:

@@ -1,5 +1,62 @@
+"""ridgeline bench: a workload, measured; or the ladder from a naive loop to this engine."""
+
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
 
-def command() -> None:
-    """x"""
+import typer
+
+from ridgeline.kit.errors import UserError
+
+from .options import Body, Context, Isa, Json, Kv, KvBytes, Model, Threads, Weights, engine_options, guarded
+
+
+@guarded
+def command(
+    model: Model,
+    workload: Annotated[
+        str | None, typer.Option(help="A file of JSON lines, or W1, W2-512 (any length), W3, W4.", metavar="FILE")
+    ] = None,
+    is_ladder: Annotated[
+        bool, typer.Option("--ladder", help="From naive to engine, rung by rung, measured and predicted.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ladder into this SVG file.", metavar="FILE")] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Runs, interleaved over rungs; medians are shown.  [default: 1, ladder 3]")
+    ] = None,
+    max_sequences: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 64,
+    step_tokens: Annotated[int, typer.Option(help="Tokens computed in one step.")] = 512,
+    weights: Weights = "native",
+    threads: Threads = None,
+    kv: Kv = "auto",
+    kv_bytes: KvBytes = None,
+    context: Context = None,
+    isa: Isa = None,
+    body: Body = "cpp",
+    json: Json = False,
+) -> None:
+    """Measure a workload: greedy, ignoring end-of-sequence, each request's latency from its intended arrival.
+
+    A workload file has one JSON object a line: {"prompt" or "prompt_ids", "output_tokens", "arrival_s"?, "priority"?}.
+
+    \b
+    Examples:
+      ridgeline bench smollm2-135m --workload W3
+      ridgeline bench smollm2-135m --workload requests.jsonl --json
+      ridgeline bench smollm2-135m --ladder --plot ladder.svg
+    """
+    options = engine_options(
+        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes
+    )
+    if is_ladder:
+        from .climb import climb  # noqa: PLC0415  heavy; --help must start in 0.3 s
+
+        climb(model, options, workload=workload, repeats=3 if repeats is None else repeats, plot=plot, json=json)
+        return
+    if plot is not None:
+        raise UserError("--plot draws the ladder; give --ladder too.")
+    from .benchmark import measure_workload  # noqa: PLC0415  likewise
+
+    options |= {"max_sequences": max_sequences, "step_tokens": step_tokens}
+    measure_workload(model, workload, options, repeats=1 if repeats is None else repeats, json=json)

@@ -93,7 +93,7 @@ def _print_bodies(screen: Screen, model: str | None, weights: str, kv: str, body
     """The binding table of a model, or what bodies there are for each operator kind."""
     screen.say()
     if model is None:
-        table = [
+        table: list[tuple[str, ...]] = [
             (kind, "cpp, torch" if kind in NATIVE_KINDS and native.is_available() else "torch", "", "")
             for kind in KINDS
         ]

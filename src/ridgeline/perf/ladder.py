@@ -1,180 +1,136 @@
-"""The ladder from naive generate to the engine: every rung is a configuration of the one engine (A20, A21, B1-B9).
+"""The ladder: from a naive loop to this engine, each rung a configuration of the real one (seed 002, done right).
 
-Measured through the engine process, predicted by the same scheduler on a virtual clock. Rung 0 (transformers) runs
-where it is installed. Owns the rungs and their workload; the picture is drawn by report/.
+Every rung is measured on the same requests, with the same memory, interleaved with the others; beside it stands our own
+prediction: the same scheduler replayed on a virtual clock. The first request of a fresh process is shown apart (cold):
+counted in, it would pass for a property of the rung.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from ridgeline.engine.build import rehearse
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.clock import VirtualClock
-from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.run.machine import Machine
 
-from .workload import Job, Outcome, Summary, outcome_of, requests_of, run_workload, summarise_outcomes
+from .replay import Replay, ReplaySummary, rehearse_replay, replay
+from .workload import Job
 
-REQUESTS = 12
-SEED = 0
+WARM_PROMPT, WARM_OUTPUT = 32, 4  # tokens of the request that shows cold against warm
+POOL_SEQUENCES = 3  # the KV pool holds this many of the longest request: memory is what paging is about
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """name, what it adds in words, and the engine options that make it."""
+    """A name, what it adds, and the EngineConfig fields it sets."""
 
     name: str
     adds: str
     options: dict[str, Any]
+
+
+BASE = {"weights": "bf16", "cache": True, "paging": False, "batching": "static", "max_sequences": 1}
+RUNGS = (
+    Rung("naive", "no cache: all tokens anew for each one", BASE | {"cache": False}),
+    Rung("KV cache", "one request at a time", BASE),
+    Rung("static batch", "8 together, wait for the longest", BASE | {"max_sequences": 8}),
+    Rung("continuous", "join and leave at every step", BASE | {"max_sequences": 8, "batching": "continuous"}),
+    Rung("paged", "KV blocks on demand, up to 64 together",
+         BASE | {"max_sequences": 64, "batching": "continuous", "paging": True}),
+    Rung("chunked prefill", "long prompts in pieces of 128",
+         BASE | {"max_sequences": 64, "batching": "continuous", "paging": True, "chunk": 128, "step_tokens": 192}),
+    Rung("low-bit weights", "the file's own bits",
+         BASE | {"max_sequences": 64, "batching": "continuous", "paging": True, "chunk": 128, "step_tokens": 192,
+                 "weights": "native"}),
+)  # fmt: skip
 
 
 class RungResult(msgspec.Struct, frozen=True):
-    """cold: the first run after the engine started (the warm-up artefact, A20); measured: median of the warm runs."""
+    """Medians over repeats; predicted: from the rehearsal, before anything ran."""
 
     name: str
     adds: str
-    options: dict[str, Any]
-    cold: Summary
-    measured: Summary
-    repeats: int
-    predicted: Summary | None
-    error: float | None  # predicted / measured output tokens per second - 1
+    tokens_per_s: float
+    ttft_s: float
+    tpot_s: float
+    runs: tuple[ReplaySummary, ...]
+    cold_ttft_s: float | None = None  # first request of a fresh process, and the same again
+    warm_ttft_s: float | None = None
+    load_s: float | None = None
+    predicted_tokens_per_s: float | None = None
+    predicted_ttft_s: float | None = None
+    predicted_tpot_s: float | None = None
+    first_ids: tuple[tuple[int, ...], ...] = ()  # of the first repeat, request by request
 
 
-def jobs() -> list[Job]:
-    """Short and long prompts, heavy-tailed outputs; small enough for the rung that computes everything anew."""
-    generator = np.random.default_rng(SEED)
-    prompts = np.clip(generator.lognormal(4.2, 0.7, REQUESTS), 16, 320).astype(int)
-    outputs = np.clip(generator.lognormal(2.4, 0.8, REQUESTS), 4, 64).astype(int)
-    return [
-        Job(int(m), prompt_ids=tuple(int(t) for t in generator.integers(1000, 30000, n)))
-        for n, m in zip(prompts, outputs, strict=True)
-    ]
+class Measured(msgspec.Struct, frozen=True):
+    """One start of a rung: cold and warm first token, then the workload."""
+
+    cold_ttft_s: float
+    warm_ttft_s: float
+    load_s: float
+    replay: Replay
 
 
-def rungs(kv_bytes_per_token: int, longest: int) -> list[Rung]:
-    """One KV pool for all: room for three sequences of the longest size, so that paging has something to win."""
-    blocks = -(-longest // BLOCK_TOKENS)
-    pool = 3 * blocks * BLOCK_TOKENS * kv_bytes_per_token
-    whole: dict[str, Any] = {"weights": "bf16", "kv_bytes": pool, "step_tokens": 1024, "context": blocks * BLOCK_TOKENS}
-    alone = whole | {"max_sequences": 1, "paging": False}
-    return [
-        Rung("naive", "one request at a time, everything computed anew for every token", alone | {"cache": False}),
-        Rung("KV cache", "keys and values are kept", alone),
-        Rung("static batch", "three at a time, as a batch that ends together",
-             whole | {"max_sequences": 3, "paging": False, "batching": "static"}),
-        Rung("continuous", "a finished sequence makes room at once", whole | {"max_sequences": 3, "paging": False}),
-        Rung("paged KV", "blocks on demand: more sequences in the same memory", whole | {"max_sequences": REQUESTS}),
-        Rung("chunked prefill", "at most 96 tokens a step, so that nobody's next token waits for a long prompt",
-             whole | {"max_sequences": REQUESTS, "step_tokens": 96}),
-        Rung("low-bit weights", "the file's own 4 and 8 bits instead of 16",
-             whole | {"max_sequences": REQUESTS, "step_tokens": 96, "weights": "native"}),
-    ]  # fmt: skip
+def pool_bytes(jobs: Sequence[Job], bytes_per_token: int, block_tokens: int) -> int:
+    """KV memory of the whole ladder: a few of the longest requests, and never less than one."""
+    longest = max(len(job.prompt) + job.output_tokens for job in jobs) + block_tokens
+    blocks = -(-longest // block_tokens)
+    return POOL_SEQUENCES * blocks * block_tokens * bytes_per_token
 
 
-def climb(
-    model: str, kv_bytes_per_token: int, machine: Machine, repeats: int,
-    progress: Callable[[str], None], options: Mapping[str, Any],
-) -> list[RungResult]:  # fmt: skip
-    """Measure all rungs, repeats interleaved over rungs, and predict each."""
-    work = jobs()
-    longest = max(len(job.prompt_ids or ()) + job.output_tokens for job in work)
-    ladder = [
-        msgspec.structs.replace(rung, options=rung.options | dict(options))
-        for rung in rungs(kv_bytes_per_token, longest)
-    ]
-    cold: list[Summary] = []
-    clients: list[EngineClient] = []
-    try:
-        for rung in ladder:
-            progress(f"{rung.name}: start and first run")
-            clients.append(EngineClient(EngineConfig(model, **rung.options)))
-            cold.append(summarise_outcomes(run_workload(clients[-1], work)))
-        warm: list[list[Summary]] = [[] for _ in ladder]
-        for repeat in range(repeats):
-            for rung, client, runs in zip(ladder, clients, warm, strict=True):
-                progress(f"{rung.name}: run {repeat + 1} of {repeats}")
-                runs.append(summarise_outcomes(run_workload(client, work)))
-    finally:
-        for client in clients:
-            client.close()
-    results = []
-    for rung, first, runs in zip(ladder, cold, warm, strict=True):
-        predicted = predict(EngineConfig(model, **rung.options), work, machine)
-        measured = median(runs)
-        error = predicted.output_tokens_per_s / measured.output_tokens_per_s - 1
-        results.append(RungResult(rung.name, rung.adds, rung.options, first, measured, repeats, predicted, error))
-    return results
+def configured(config: EngineConfig, rung: Rung) -> EngineConfig:
+    """`config` with the rung's options; its model, threads and memory stay."""
+    return msgspec.structs.replace(config, **rung.options)
 
 
-def predict(config: EngineConfig, work: Sequence[Job], machine: Machine) -> Summary:
-    """The same scheduler and memory, each step taking its estimated time on a virtual clock."""
+def predict_rung(config: EngineConfig, machine: Machine, jobs: Sequence[Job]) -> ReplaySummary:
+    """Before it runs: the same scheduler and memory on a clock that only takes estimated steps."""
     clock = VirtualClock()
-    engine = rehearse(config, machine, clock)
-    waiting = sorted(requests_of(work), key=lambda request: request.arrival_s or 0.0)
-    requests = {request.id: request for request in waiting}
-    events: dict[str, list[Any]] = {name: [] for name in requests}
-    outcomes: list[Outcome] = []
-    while len(outcomes) < len(requests):
-        while waiting and (waiting[0].arrival_s or 0.0) <= clock.now():
-            engine.add(waiting.pop(0))
-        if not engine.has_work:
-            clock.advance((waiting[0].arrival_s or 0.0) - clock.now())
-            continue
-        for event in engine.step():
-            events[event.request].append(event)
-            if event.finish is not None:
-                request = requests[event.request]
-                outcomes.append(outcome_of(request, events[event.request], request.arrival_s or 0.0))
-    engine.close()
-    return summarise_outcomes(outcomes)
+    return rehearse_replay(rehearse(config, machine, clock), clock, jobs).summary
 
 
-def median(runs: Sequence[Summary]) -> Summary:
-    """Field by field."""
-    fields = {
-        name: statistics.median(getattr(run, name) for run in runs) for name in Summary.__struct_fields__
-    }  # counts are equal in all runs
-    return Summary(**{name: int(v) if isinstance(getattr(runs[0], name), int) else v for name, v in fields.items()})
+def measure_rung(config: EngineConfig, jobs: Sequence[Job], progress: Callable[[int], None]) -> Measured:
+    """In a fresh engine process: a first request cold, the same again, then the workload."""
+    prompt = tuple(range(100, 100 + WARM_PROMPT))
+    with EngineClient(config) as client:
+        cold, warm = (replay(client, [Job(prompt, WARM_OUTPUT)]).requests[0] for _ in range(2))
+        return Measured(cold.ttft_s or 0.0, warm.ttft_s or 0.0, client.facts.load_s, replay(client, jobs, progress))
 
 
-def transformers_rung(gguf: str, repeats: int, progress: Callable[[str], None]) -> RungResult | None:
-    """Rung 0: transformers' generate, one request at a time, bf16, its own KV cache. None where not installed."""
-    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
-        return None
-    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        return None
-    import torch  # noqa: PLC0415  heavy and optional
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415  heavy and optional
+def rung_result(rung: Rung, runs: Sequence[Measured], predicted: ReplaySummary | None) -> RungResult:
+    """Medians of what was measured, beside what was predicted."""
 
-    progress("transformers generate: loading")
-    folder, _, file = gguf.rpartition("/")
-    peer = AutoModelForCausalLM.from_pretrained(folder or ".", gguf_file=file, dtype=torch.bfloat16)
-    work = jobs()
-    runs = []
-    for repeat in range(repeats + 1):
-        progress(f"transformers generate: run {repeat} of {repeats}")
-        start = time.perf_counter()
-        outcomes = []
-        for job in work:
-            ids = torch.tensor([job.prompt_ids])
-            began = time.perf_counter()
-            with torch.inference_mode():
-                peer.generate(
-                    ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0,
-                    min_new_tokens=job.output_tokens, max_new_tokens=job.output_tokens,
-                )  # fmt: skip
-            now = time.perf_counter()
-            tokens = job.output_tokens  # generate tells no token times: TTFT is not measured
-            outcomes.append(Outcome((0,) * tokens, ids.shape[1], 0.0, 0.0, (now - began) / tokens, now - start, 0))
-        runs.append(summarise_outcomes(outcomes))
-    adds = "the usual starting point: generate(), one request at a time, bf16 (TTFT not told by it)"
-    return RungResult("transformers", adds, {"weights": "bf16"}, runs[0], median(runs[1:]), repeats, None, None)
+    def median(value: Callable[[ReplaySummary], float]) -> float:
+        return statistics.median(value(run.replay.summary) for run in runs)
+
+    return RungResult(
+        name=rung.name,
+        adds=rung.adds,
+        tokens_per_s=median(lambda run: run.output_tokens_per_s),
+        ttft_s=median(ttft_of),
+        tpot_s=median(tpot_of),
+        runs=tuple(run.replay.summary for run in runs),
+        cold_ttft_s=statistics.median(run.cold_ttft_s for run in runs),
+        warm_ttft_s=statistics.median(run.warm_ttft_s for run in runs),
+        load_s=statistics.median(run.load_s for run in runs),
+        predicted_tokens_per_s=None if predicted is None else predicted.output_tokens_per_s,
+        predicted_ttft_s=None if predicted is None else ttft_of(predicted),
+        predicted_tpot_s=None if predicted is None else tpot_of(predicted),
+        first_ids=tuple(request.ids for request in runs[0].replay.requests),
+    )
+
+
+def ttft_of(summary: ReplaySummary) -> float:
+    """Median over requests; 0 when none came."""
+    return 0.0 if summary.ttft_s is None else summary.ttft_s.p50
+
+
+def tpot_of(summary: ReplaySummary) -> float:
+    """Median over requests; 0 when no request had two tokens."""
+    return 0.0 if summary.tpot_s is None else summary.tpot_s.p50

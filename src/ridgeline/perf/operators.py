@@ -1,4 +1,4 @@
-"""Counting a model that need not be here: work, bytes and estimated time by operator, for each phase of a request (A3, A4).
+"""Counting a model that need not be here: work, bytes and estimated time by operator and phase (A3, A4).
 
 Evaluates the Program's own costs on descriptors; nothing is loaded or run.
 """

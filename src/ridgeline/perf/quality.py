@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """Natural logarithms. kl: mean over scored tokens of KL(parent ‖ model); agreement: share with the same top token."""
+    """kl: mean over scored tokens of KL(parent ‖ model), in nats; agreement: share with the same likeliest token."""
 
     text: str
     windows: int
@@ -45,7 +45,7 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 def named_text(name: str) -> str:
-    """A file's text, or that of a name: "pydoc" (python's own language reference, always there). UserError if neither."""
+    """A file's text, or that of the name "pydoc": the language reference of python. UserError if neither."""
     if name == "pydoc":
         return "\n".join(topics[topic] for topic in sorted(topics))
     try:
@@ -111,8 +111,8 @@ def measure_quality(
     """Perplexity of `scorer` on the windows and, with a parent, how far it is from it. progress: tokens just scored."""
     if parent is not None and parent.vocabulary != scorer.vocabulary:
         raise UserError(
-            f"the parent has {parent.vocabulary} tokens in its vocabulary, the model {scorer.vocabulary}; KL divergence "
-            "needs the same vocabulary. Compare perplexity instead (without --against)."
+            f"the parent has {parent.vocabulary} tokens in its vocabulary, the model {scorer.vocabulary}; KL "
+            "divergence needs the same vocabulary. Compare perplexity instead (without --against)."
         )
     nats, parent_nats, kl, same, text_bytes = 0.0, 0.0, [], 0, 0
     for window in windows:

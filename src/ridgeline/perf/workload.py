@@ -1,31 +1,38 @@
-"""Workloads: what requests come when, run against an engine, and what each one waited for (A23-A25).
+"""Workloads are data: who asks what, when. Read from JSON lines, or made from a name and a seed.
 
-Open loop: a request's clock starts at its own arrival time, whether or not the engine was ready for it, so nothing is
-hidden by coordinated omission. Greedy, and past the end of text, so that every engine does the same work.
+Refuses keys it does not know, with the line's number: a typing error must not become another workload.
 """
 
 from __future__ import annotations
 
-import queue
-import time
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from ridgeline.engine.client import EngineClient
-from ridgeline.kit.errors import RidgelineError, UserError
-from ridgeline.state.event import TokenEvent
-from ridgeline.state.request import Request
+from ridgeline.kit.errors import UserError
+
+NAMES = ("W1", "W2-<n>", "W3", "W4", "ladder")
+LOWEST_ID, HIGHEST_ID = 1000, 30_000  # ids of made prompts: no special tokens, in every vocabulary we know
+LADDER_SEED = 2
 
 Encode = Callable[[str], Sequence[int]]
-LATEST_S = 86_400.0
 
 
-class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a workload file. Exactly one of prompt and prompt_ids."""
+class Job(msgspec.Struct, frozen=True):
+    """One request of a workload. arrival_s: after the start; 0 for all is a burst."""
 
+    prompt: tuple[int, ...]
+    output_tokens: int
+    arrival_s: float = 0.0
+    priority: int = 0
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_tokens: int
     prompt: str | None = None
     prompt_ids: tuple[int, ...] | None = None
@@ -33,138 +40,75 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """One request, seconds from its arrival. tpot_s: None for a single token. gaps_s: between output tokens (ITL)."""
-
-    ids: tuple[int, ...]
-    prompt_tokens: int
-    arrival_s: float
-    ttft_s: float
-    tpot_s: float | None
-    e2e_s: float
-    preemptions: int
-    gaps_s: tuple[float, ...] = ()
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """Over requests, except itl (over gaps). wall_s: first arrival to last token."""
-
-    requests: int
-    prompt_tokens: int
-    output_tokens: int
-    wall_s: float
-    output_tokens_per_s: float
-    total_tokens_per_s: float
-    requests_per_s: float
-    ttft_p50_s: float
-    ttft_p99_s: float
-    tpot_p50_s: float
-    tpot_p99_s: float
-    itl_p99_s: float
-    e2e_p50_s: float
-    e2e_p99_s: float
-    preemptions: int
-
-
 def read_workload(path: Path, encode: Encode) -> list[Job]:
-    """JSON lines -> jobs with ids. UserError names the line that is wrong."""
+    """A file of JSON lines {"prompt" | "prompt_ids", "output_tokens", "arrival_s"?, "priority"?}.
+
+    Blank lines are skipped. UserError with the line's number for anything else.
+    """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the workload {path}: {error}.") from error
-    jobs = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            job = msgspec.json.decode(line, type=Job)
-        except msgspec.DecodeError as error:
-            raise UserError(f"{path}, line {number}: {error}.") from error
-        jobs.append(_checked(job, f"{path}, line {number}", encode))
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the workload {path}: {error.strerror}. Give JSON lines, or one of {', '.join(NAMES)}."
+        ) from error
+    jobs = [_job(line, f"{path}, line {number}", encode) for number, line in enumerate(lines, 1) if line.strip()]
     if not jobs:
-        raise UserError(f"{path} holds no request; write one JSON object a line.")
+        raise UserError(f"{path} holds no request; one line is one request.")
     return jobs
 
 
-def _checked(job: Job, where: str, encode: Encode) -> Job:
-    if (job.prompt is None) == (job.prompt_ids is None):
-        raise UserError(f"{where}: give either prompt or prompt_ids.")
-    if job.output_tokens < 1:
-        raise UserError(f"{where}: output_tokens is {job.output_tokens}; it must be at least 1.")
-    if not 0.0 <= job.arrival_s <= LATEST_S:
-        raise UserError(f"{where}: arrival_s is {job.arrival_s}; it must be in [0, {LATEST_S:.0f}].")
-    if job.prompt is None:
-        return job
-    return msgspec.structs.replace(job, prompt=None, prompt_ids=tuple(encode(job.prompt)))
-
-
-def requests_of(jobs: Sequence[Job], prefix: str = "job") -> list[Request]:
-    """Greedy requests that ignore the end of text; arrival_s stays relative."""
-    return [
-        Request(
-            f"{prefix}-{i}", job.prompt_ids or (), job.output_tokens, ignore_stop=True, priority=job.priority,
-            arrival_s=job.arrival_s,
-        )
-        for i, job in enumerate(jobs)
-    ]  # fmt: skip
-
-
-def run_workload(
-    client: EngineClient, jobs: Sequence[Job], progress: Callable[[int], None] = lambda tokens: None
-) -> list[Outcome]:
-    """Send every job at its time and wait for all; progress is told of new tokens."""
-    requests = sorted(requests_of(jobs, f"job-{time.monotonic_ns()}"), key=lambda request: request.arrival_s or 0.0)
-    events: queue.SimpleQueue[TokenEvent | RidgelineError] = queue.SimpleQueue()
-    seen: dict[str, list[TokenEvent]] = {request.id: [] for request in requests}
-    start = time.perf_counter()
-    sent = done = 0
+def _job(line: bytes, where: str, encode: Encode) -> Job:
     try:
-        while done < len(requests):
-            while sent < len(requests) and start + (requests[sent].arrival_s or 0.0) <= time.perf_counter():
-                arrival = start + (requests[sent].arrival_s or 0.0)
-                client.submit_to(msgspec.structs.replace(requests[sent], arrival_s=arrival), events.put)
-                sent += 1
-            due = start + (requests[sent].arrival_s or 0.0) - time.perf_counter() if sent < len(requests) else None
-            try:
-                event = events.get(timeout=None if due is None else max(due, 0.0))
-            except queue.Empty:
-                continue
-            if isinstance(event, RidgelineError):
-                raise event
-            seen[event.request].append(event)
-            progress(len(event.tokens))
-            done += event.finish is not None
-    except BaseException:
-        for request in requests[:sent]:
-            client.cancel(request.id)
-        raise
-    return [outcome_of(request, seen[request.id], start + (request.arrival_s or 0.0)) for request in requests]
+        read = msgspec.json.decode(line, type=_Line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
+        raise UserError(f"{where}: {error}.") from error
+    if (read.prompt is None) == (read.prompt_ids is None):
+        raise UserError(f'{where}: give either "prompt" (text) or "prompt_ids" (token ids).')
+    ids = tuple(encode(read.prompt)) if read.prompt is not None else read.prompt_ids or ()
+    if not ids:
+        raise UserError(f"{where}: the prompt is empty; a request needs at least one token.")
+    if read.output_tokens < 1:
+        raise UserError(f"{where}: output_tokens is {read.output_tokens}; it must be at least 1.")
+    if not (math.isfinite(read.arrival_s) and read.arrival_s >= 0):
+        raise UserError(f"{where}: arrival_s is {read.arrival_s}; it must be a time of at least 0 seconds.")
+    return Job(ids, read.output_tokens, read.arrival_s, read.priority)
 
 
-def outcome_of(request: Request, events: Sequence[TokenEvent], arrival_s: float) -> Outcome:
-    """What one request lived through; arrival_s on the engine's clock."""
-    at = [event.at_s for event in events for _ in event.tokens]
-    ids = tuple(token for event in events for token in event.tokens)
-    tpot = (at[-1] - at[0]) / (len(at) - 1) if len(at) > 1 else None
-    return Outcome(
-        ids, len(request.prompt), request.arrival_s or 0.0, at[0] - arrival_s, tpot, at[-1] - arrival_s,
-        events[-1].preemptions, tuple(b - a for a, b in zip(at, at[1:], strict=False)),
-    )  # fmt: skip
+def named_workload(name: str, vocabulary: int, repetition: int = 0) -> list[Job] | None:
+    """W1, W2-<n>, W3, W4 of PEERS, or the ladder's; None for another name. Lengths are the same in every repetition,
+    token ids differ, so that nothing kept from one repetition helps the next."""
+    salted = np.random.default_rng([repetition, *name.encode()])
+    top = min(HIGHEST_ID, vocabulary)
+    low = min(LOWEST_ID, top // 2)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(salted.integers(low, top, length).tolist())
+
+    if name == "W1":
+        return [Job(ids(128), 128)]
+    if name.startswith("W2-") and name[3:].isdecimal() and int(name[3:]) > 0:
+        return [Job(ids(int(name[3:])), 1)]
+    if name == "W3":
+        prompts, outputs = _lengths(0, 64, (200, 0.8, 16, 1024), (100, 0.7, 8, 256))
+        return [Job(ids(prompt), output) for prompt, output in zip(prompts, outputs, strict=True)]
+    if name == "W4":
+        shared = ids(512)
+        return [Job(shared + ids(32), 32) for _ in range(64)]
+    if name == "ladder":
+        prompts, outputs = _lengths(LADDER_SEED, 12, (96, 0.8, 16, 384), (32, 0.6, 8, 64))
+        return [Job(ids(prompt), output) for prompt, output in zip(prompts, outputs, strict=True)]
+    return None
 
 
-def summarise_outcomes(outcomes: Sequence[Outcome]) -> Summary:
-    """Definitions: docs/words.md (TTFT, TPOT, ITL, E2E)."""
-    begin = min(outcome.arrival_s for outcome in outcomes)
-    wall = max(outcome.arrival_s + outcome.e2e_s for outcome in outcomes) - begin
-    prompt = sum(outcome.prompt_tokens for outcome in outcomes)
-    output = sum(len(outcome.ids) for outcome in outcomes)
-    ttft = [outcome.ttft_s for outcome in outcomes]
-    tpot = [outcome.tpot_s for outcome in outcomes if outcome.tpot_s is not None] or [0.0]
-    gaps = [gap for outcome in outcomes for gap in outcome.gaps_s] or [0.0]
-    e2e = [outcome.e2e_s for outcome in outcomes]
-    point = lambda values, share: float(np.percentile(values, share))  # noqa: E731  six uses below
-    return Summary(
-        len(outcomes), prompt, output, wall, output / wall, (prompt + output) / wall, len(outcomes) / wall,
-        point(ttft, 50), point(ttft, 99), point(tpot, 50), point(tpot, 99), point(gaps, 99),
-        point(e2e, 50), point(e2e, 99), sum(outcome.preemptions for outcome in outcomes),
-    )  # fmt: skip
+Spread = tuple[float, float, int, int]  # mean, sigma of the logarithm, least, most
+
+
+def _lengths(seed: int, count: int, prompt: Spread, output: Spread) -> tuple[list[int], list[int]]:
+    """Lognormal lengths with the given means, rounded and cut to their range."""
+    random = np.random.default_rng(seed)
+
+    def draw(mean: float, sigma: float, least: int, most: int) -> list[int]:
+        values: npt.NDArray[Any] = random.lognormal(math.log(mean) - sigma**2 / 2, sigma, count)
+        return np.clip(np.rint(values), least, most).astype(int).tolist()  # type: ignore[no-any-return]
+
+    return draw(*prompt), draw(*output)
