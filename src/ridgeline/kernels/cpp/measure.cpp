@@ -75,6 +75,7 @@ double arithmetic(int kind, int64_t iterations, double* operations) {
 #endif
   *operations = 8.0 * LANES * CHAINS * static_cast<double>(iterations);
   double total = 0.0;
+#pragma GCC unroll 24
   for (int c = 0; c < CHAINS; c++) total += static_cast<double>(sum((I)sums[c]));
   return total;
 }
