@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .kit.version import __version__
+
 if TYPE_CHECKING:
     from .llm import LLM, AsyncLLM, Completion, Score
     from .state.request import Request, Sampling
-
-__version__ = "0.1.0"
 
 __all__ = ["LLM", "AsyncLLM", "Completion", "Request", "Sampling", "Score", "__version__"]
 

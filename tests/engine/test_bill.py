@@ -38,12 +38,12 @@ def test_the_pool_takes_what_sequences_can_use_and_no_more() -> None:
 
 def test_the_context_is_cut_to_the_pool_unless_it_was_asked_for() -> None:
     model = "random:llama-3.1-8b"
-    cut = bill(EngineConfig(model=model), available=36 * GIB)
+    cut = bill(EngineConfig(model=model), available=24 * GIB)
     assert cut.fits and 2048 <= cut.context < 131072
-    asked = bill(EngineConfig(model=model, context=131072), available=36 * GIB)
+    asked = bill(EngineConfig(model=model, context=131072), available=24 * GIB)
     assert not asked.fits and asked.context == 131072
     with pytest.raises(UserError, match="made for 131072"):
-        bill(EngineConfig(model=model, context=131073), available=36 * GIB)
+        bill(EngineConfig(model=model, context=131073), available=24 * GIB)
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_bill_and_three_cures() -> None:
@@ -61,9 +61,9 @@ def test_a_model_that_does_not_fit_is_refused_with_the_bill_and_three_cures() ->
 
 def test_a_cure_that_is_enough_is_enough() -> None:
     config = EngineConfig(model="random:smollm2-1.7b", weights="f32", context=8192)
-    made = bill(config, available=14 * GIB)
+    made = bill(config, available=10 * GIB)
     assert not made.fits and made.cures[0].is_enough
-    assert bill(EngineConfig(model="random:smollm2-1.7b", weights="bf16", context=8192), available=14 * GIB).fits
+    assert bill(EngineConfig(model="random:smollm2-1.7b", weights="bf16", context=8192), available=10 * GIB).fits
 
 
 def test_kv_bytes_asked_for_are_kept_or_refused() -> None:

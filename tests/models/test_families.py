@@ -89,7 +89,7 @@ def test_interleaved_rope_is_a_permutation_of_halves(tmp_path):
         if role not in ("q", "k"):
             return weight
         rows = weight.unpack().reshape(-1, 2, dim // 2, weight.columns).swapaxes(1, 2).reshape(weight.rows, -1)
-        return dataclasses.replace(weight, data=FORMATS.get("f32").pack(np.ascontiguousarray(rows)))
+        return dataclasses.replace(weight, make=None, stored=FORMATS.get("f32").pack(np.ascontiguousarray(rows)))
 
     rope = dataclasses.replace(loaded.spec.rope, interleaved=True)
     spec = dataclasses.replace(loaded.spec, rope=rope)

@@ -116,7 +116,7 @@ def test_attention_cost(storage: str, element: int) -> None:
 
 def test_attention_flops_grow_with_the_square() -> None:
     """16k against 1k: 256 times the pairs, exactly for full pairs n² and to 0.1 % for the causal n(n+1)/2 (A9)."""
-    assert (16384 * 16385) / (1024 * 1025) == pytest.approx(256, rel=1e-3)
+    assert pytest.approx(256, rel=1e-3) == (16384 * 16385) / (1024 * 1025)
     assert count_pairs(0, 16384, 0)[0] * 2 - 16384 == 256 * (count_pairs(0, 1024, 0)[0] * 2 - 1024)
 
 

@@ -53,7 +53,6 @@ class MemoryBill:
 
     model: str
     weight_bytes: int
-    source_bytes: int  # weights as made or converted in memory, beside the packed ones; a mapped file costs nothing
     kv_bytes: int
     activation_bytes: int
     reserve_bytes: int
@@ -65,7 +64,7 @@ class MemoryBill:
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.source_bytes + self.kv_bytes + self.activation_bytes + self.reserve_bytes
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes + self.reserve_bytes
 
     @property
     def short_bytes(self) -> int:
@@ -79,7 +78,6 @@ class MemoryBill:
         tokens = self.kv_blocks * BLOCK_TOKENS
         lines = [
             f"  weights      {_gib(self.weight_bytes):>12}",
-            *([f"  as loaded    {_gib(self.source_bytes):>12}   kept beside them"] if self.source_bytes else []),
             f"  KV           {_gib(self.kv_bytes):>12}   {tokens} tokens of {self.kv_bytes_per_token / 1024:.1f} KiB",
             f"  activations  {_gib(self.activation_bytes):>12}   for the largest step",
             f"  reserve      {_gib(self.reserve_bytes):>12}",
@@ -100,9 +98,7 @@ class MemoryBill:
         )
 
 
-def make_bill(
-    config: EngineConfig, spec: ModelSpec, bound: Bound, available: int, *, is_mapped: bool = True
-) -> MemoryBill:
+def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: int) -> MemoryBill:
     """The bill of this engine, its KV pool sized to what memory allows. UserError for a context no one can have."""
     if config.context is not None and config.context > spec.context:
         raise UserError(
@@ -113,20 +109,18 @@ def make_bill(
     least = config.context or min(spec.context, LEAST_CONTEXT)
     block_bytes = kv_block_bytes(config, spec)
     weights = resident_weight_bytes(bound)
-    source = 0 if is_mapped else sum(weight.nbytes for weight in bound.program.weights)
     activations = arena_bytes(bound, step_limits(config, wanted))
     reserve = int(RESERVE_BYTES + RESERVE_SHARE * available)
     if config.kv_bytes is not None:
         blocks = _asked_blocks(config, block_bytes)
         least = config.context or min(spec.context, blocks * BLOCK_TOKENS)
     else:
-        left = available - weights - source - activations - reserve
+        left = available - weights - activations - reserve
         blocks = min(config.max_sequences * blocks_for(wanted), left // block_bytes)
         blocks = max(blocks, blocks_for(least))
     bill = MemoryBill(
         model=spec.name,
         weight_bytes=weights,
-        source_bytes=source,
         kv_bytes=blocks * block_bytes,
         activation_bytes=activations,
         reserve_bytes=reserve,
@@ -204,7 +198,7 @@ def _cures(config: EngineConfig, bound: Bound, bill: MemoryBill) -> tuple[Cure, 
         if saves_bytes > 0:
             found.append(Cure(change, int(saves_bytes), saves_bytes >= bill.short_bytes, price))
 
-    elements, weights = parameters(bound.program), bill.weight_bytes + bill.source_bytes
+    elements, weights = parameters(bound.program), bill.weight_bytes
     price = "answers change a little: weights are rounded"
     if config.weights == "f32":
         offer("--weights bf16", weights // 2, price)

@@ -16,7 +16,7 @@ from ridgeline.memory.block_memory import BlockMemory
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.pool import BlockPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
-from ridgeline.models.load import LoadedModel, describe, load, record
+from ridgeline.models.load import describe, load, record
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program
 from ridgeline.run.bind import Bound, bind
@@ -61,12 +61,7 @@ def bill(config: EngineConfig, available: int | None = None) -> MemoryBill:
     except UserError:  # lines that cannot run here can still be counted
         bound = reference_bound(program)
     left = memory_left() if available is None else available
-    return make_bill(config, described.spec, bound, left, is_mapped=is_mapped(config, described))
-
-
-def is_mapped(config: EngineConfig, described: LoadedModel) -> bool:
-    """Whether weights stay views of the file until they are packed."""
-    return config.weights == "native" and not described.random
+    return make_bill(config, described.spec, bound, left)
 
 
 def build(config: EngineConfig, observer_factory: ObserverFactory | None = None, clock: Clock | None = None) -> Engine:
@@ -77,7 +72,7 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     storage = STORAGES.get(config.storage)
     described = describe(config.model, weights=config.weights)
     bound = bind(record(described, storage), body=config.body)
-    promised = make_bill(config, described.spec, bound, memory_left(), is_mapped=is_mapped(config, described))
+    promised = make_bill(config, described.spec, bound, memory_left())
     promised.check()  # before anything is read
     if config.isa is not None:
         native.set_isa(config.isa)

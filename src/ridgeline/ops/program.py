@@ -12,10 +12,18 @@ from typing import Any
 from ridgeline.kit.cost import Cost
 from ridgeline.kit.errors import InvariantError
 
-from . import kinds
+from .activation import ACTIVATION
+from .add import ADD
+from .attend import ATTEND
 from .batch import BatchShape
+from .embed import EMBED
+from .gather import GATHER
+from .linear import HEAD, LINEAR
+from .norm import NORM
 from .op import LOGITS, TOKENS, Line, Op, Value
 from .protocols import KvStorage, Weight
+from .rope import ROPE
+from .sample import SAMPLE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,11 +83,11 @@ class Recorder:
 
     def embed(self, weight: Weight, scale: float = 1.0) -> Value:
         """token ids -> [tokens, columns]; row of the table times `scale`."""
-        return self._add(kinds.EMBED, "embed", (), TOKENS, weight.columns, (weight,), {"scale": scale})
+        return self._add(EMBED, "embed", (), TOKENS, weight.columns, (weight,), {"scale": scale})
 
     def norm(self, x: Value, gain: Weight, eps: float, name: str) -> Value:
         """RMS norm: x / sqrt(mean(x²) + eps) * gain."""
-        return self._add(kinds.NORM, name, (x,), x.rows, x.width, (gain,), {"eps": eps})
+        return self._add(NORM, name, (x,), x.rows, x.width, (gain,), {"eps": eps})
 
     def linear(
         self, x: Value, weights: tuple[Weight, ...], name: str, biases: tuple[Weight | None, ...] | None = None
@@ -87,12 +95,12 @@ class Recorder:
         """Outputs of all `weights` side by side: [rows, Σ weight.rows]."""
         kept = tuple(b for b in biases or () if b is not None)
         attributes = {"parts": len(weights), "biased": tuple(b is not None for b in biases or (None,) * len(weights))}
-        return self._add(kinds.LINEAR, name, (x,), x.rows, sum(w.rows for w in weights), (*weights, *kept), attributes)
+        return self._add(LINEAR, name, (x,), x.rows, sum(w.rows for w in weights), (*weights, *kept), attributes)
 
     def rope(self, qkv: Value, heads: int, kv_heads: int, head_dim: int, rope: Any) -> Value:
         """Rotate the q and k heads of [tokens, (heads + 2 kv_heads) head_dim]; rope: models.spec.Rope."""
         shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rope": rope}
-        return self._add(kinds.ROPE, "rope", (qkv,), qkv.rows, qkv.width, (), shape)
+        return self._add(ROPE, "rope", (qkv,), qkv.rows, qkv.width, (), shape)
 
     def attend(self, qkv: Value, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0) -> Value:
         """Keep this step's k and v, then causal attention of q over all kept tokens: [tokens, heads * head_dim]."""
@@ -100,29 +108,29 @@ class Recorder:
             "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale, "window": window,
             "storage": self._storage,
         }  # fmt: skip
-        return self._add(kinds.ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
+        return self._add(ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
 
     def activation(self, gate_up: Value, function: str) -> Value:
         """function(gate) * up for [rows, 2 width]; function: "silu" or "gelu_tanh"."""
         return self._add(
-            kinds.ACTIVATION, "activation", (gate_up,), gate_up.rows, gate_up.width // 2, (), {"function": function}
+            ACTIVATION, "activation", (gate_up,), gate_up.rows, gate_up.width // 2, (), {"function": function}
         )
 
     def add(self, x: Value, y: Value, name: str) -> Value:
         """Residual sum."""
-        return self._add(kinds.ADD, name, (x, y), x.rows, x.width, (), {})
+        return self._add(ADD, name, (x, y), x.rows, x.width, (), {})
 
     def gather(self, x: Value) -> Value:
         """Only the rows whose logits are wanted: [logit_rows, width]."""
-        return self._add(kinds.GATHER, "gather", (x,), LOGITS, x.width, (), {})
+        return self._add(GATHER, "gather", (x,), LOGITS, x.width, (), {})
 
     def head(self, x: Value, weight: Weight) -> Value:
         """[logit_rows, vocabulary]."""
-        return self._add(kinds.HEAD, "head", (x,), x.rows, weight.rows, (weight,), {"parts": 1, "biased": (False,)})
+        return self._add(HEAD, "head", (x,), x.rows, weight.rows, (weight,), {"parts": 1, "biased": (False,)})
 
     def sample(self, logits: Value) -> Value:
         """Choose or score one token per logit row (state.plan.LogitRow)."""
-        return self._add(kinds.SAMPLE, "sample", (logits,), logits.rows, 1, (), {})
+        return self._add(SAMPLE, "sample", (logits,), logits.rows, 1, (), {})
 
     # -- end
 

@@ -1,0 +1,1 @@
+"""Where the time went and why: the account, roofline, workloads, the ladder, quality."""

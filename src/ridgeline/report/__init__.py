@@ -1,0 +1,1 @@
+"""What people and programs read: tables, three account lines, JSON documents, plots."""

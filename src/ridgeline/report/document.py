@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from ridgeline import __version__
+from ridgeline.kit.version import __version__
 
 if TYPE_CHECKING:
     from ridgeline.run.machine import Fingerprint

@@ -37,11 +37,10 @@ class NativeBatch:
         self._limits = limits
         self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         tokens, rows, sequences = limits.tokens, max(limits.logit_rows, 1), limits.sequences
-        ints = lambda *shape: np.zeros(shape, np.int32)  # noqa: E731  six arrays of one kind
-        self._ids, self._positions, self._sequence_of = ints(tokens), ints(tokens), ints(tokens)
-        self._first, self._table = ints(sequences + 1), ints(sequences, self._table_stride)
-        self._logit_token, self._sampled, self._rank = ints(rows), ints(rows), ints(rows)
-        self._top_ids = ints(rows, MAX_LOGPROBS)
+        self._ids, self._positions, self._sequence_of = _ints(tokens), _ints(tokens), _ints(tokens)
+        self._first, self._table = _ints(sequences + 1), _ints(sequences, self._table_stride)
+        self._logit_token, self._sampled, self._rank = _ints(rows), _ints(rows), _ints(rows)
+        self._top_ids = _ints(rows, MAX_LOGPROBS)
         self._logprob = np.zeros(rows, np.float32)
         self._top_logprobs = np.zeros((rows, MAX_LOGPROBS), np.float32)
         self._sampling = np.zeros(rows, SAMPLING)
@@ -126,3 +125,7 @@ class NativeBatch:
         self._kept = (ids, counts, bias_ids, values)  # alive until the next fill
         self.struct.history_ids, self.struct.history_counts = ids.ctypes.data, counts.ctypes.data
         self.struct.bias_ids, self.struct.bias_values = bias_ids.ctypes.data, values.ctypes.data
+
+
+def _ints(*shape: int) -> npt.NDArray[np.int32]:
+    return np.zeros(shape, np.int32)

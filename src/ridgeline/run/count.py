@@ -1,4 +1,4 @@
-"""Counting: evaluate a Program's costs for a batch shape without running it (A4, A8). Off the hot path; arrays welcome."""
+"""Counting: evaluate a Program's costs for a batch shape without running it (A4, A8). Off the hot path."""
 
 from __future__ import annotations
 

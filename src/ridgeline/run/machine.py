@@ -18,9 +18,9 @@ from typing import Protocol
 
 import msgspec
 
-from ridgeline import __version__
 from ridgeline.kit.errors import UserError
 from ridgeline.kit.home import home
+from ridgeline.kit.version import __version__
 
 from .probe import best_probe, instruction_sets, native_version
 

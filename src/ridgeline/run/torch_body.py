@@ -5,6 +5,7 @@ Owns the StepView of a step. Slow and total: every storage and format works here
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ class TorchStep:
         self.token_ids = torch.tensor(ids, dtype=torch.int64, device=device)
         self.positions = torch.tensor(places, dtype=torch.int64, device=device)
         starts = np.cumsum([0, *(len(entry.tokens) for entry in plan.entries)]).tolist()
-        self.bounds = tuple(zip(starts[:-1], starts[1:], strict=True))
+        self.bounds = tuple(itertools.pairwise(starts))
         self.rows: tuple[LogitRow, ...] = tuple(row for entry in plan.entries for row in entry.rows)
         wanted = [begin + row.offset for begin, entry in zip(starts, plan.entries, strict=False) for row in entry.rows]
         self.logit_tokens = torch.tensor(wanted, dtype=torch.int64, device=device)
