@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from ridgeline.models.pull import TABLE, pull
 from ridgeline.perf.calibrate import calibrate
 from ridgeline.perf.ladder import (
     RUNGS,
+    WARM_OUTPUT,
+    WARM_PROMPT,
     Measured,
+    Rung,
     RungResult,
     configured,
     measure_rung,
@@ -37,9 +41,13 @@ from .screen import Screen
 
 
 def climb(
-    model: str, options: dict[str, Any], *, workload: str | None, repeats: int, plot: Path | None, json: bool
-) -> None:
-    """The whole ladder. UserError for a model, workload or file that cannot be used."""
+    model: str, options: dict[str, Any], *, workload: str | None, repeats: int, plot: Path | None, json: bool,
+    machine: Machine | None = None, rungs: Sequence[Rung] = RUNGS, has_rival: bool = True,
+) -> None:  # fmt: skip
+    """The whole ladder. UserError for a model, workload or file that cannot be used.
+
+    machine None: measured now. has_rival: also transformers' generate, where it is installed.
+    """
     screen = Screen(json)
     check_repeats(repeats)
     if plot is not None and not plot.parent.is_dir():
@@ -51,19 +59,19 @@ def climb(
     runs_of = [_jobs(workload or "ladder", described, repetition) for repetition in range(repeats)]
     config = _config(model, options, described, runs_of[0])
     threads = config.threads or usable_cores()
-    screen.aside("measuring this machine's ceilings and our kernels' share of them ...", style="dim")
-    machine = store(calibrate(measure(threads), lambda step: screen.aside(f"  {step}", style="dim")))
-    rungs = [configured(config, rung) for rung in RUNGS]
-    predicted = [predict_rung(rung, machine, runs_of[0]) for rung in rungs]
+    machine = machine or _measured(screen, threads)
+    configs = [configured(config, rung) for rung in rungs]
+    predicted = [predict_rung(each, machine, runs_of[0]) for each in configs]
     watch = CpuWatch()
-    measured: list[list[Measured]] = [[] for _ in RUNGS]
-    steps = sum(len(jobs) for jobs in runs_of) * len(RUNGS)
+    measured: list[list[Measured]] = [[] for _ in rungs]
+    steps = sum(len(jobs) for jobs in runs_of) * len(rungs)
     with screen.counting("climbing", steps) as progress_of:
         for jobs in runs_of:
-            for index, rung in enumerate(rungs):
-                measured[index].append(measure_rung(rung, jobs, progress_of))
-    results = [rung_result(rung, runs, guess) for rung, runs, guess in zip(RUNGS, measured, predicted, strict=True)]
-    results = _transformers(screen, described, runs_of, threads) + results
+            for runs, each in zip(measured, configs, strict=True):
+                runs.append(measure_rung(each, jobs, progress_of))
+    results = [rung_result(rung, runs, guess) for rung, runs, guess in zip(rungs, measured, predicted, strict=True)]
+    if has_rival:
+        results = _transformers(screen, described, runs_of, threads) + results
     foreign = watch.foreign_cpu_share()
     footer = _footer(machine, repeats, foreign)
     _print(screen, results, described, config, runs_of[0], footer)
@@ -75,6 +83,12 @@ def climb(
         kv_bytes=config.kv_bytes, rungs=results, ceilings=machine, foreign_cpu_share=foreign,
         is_disturbed=is_busy(foreign), is_random=described.random, same_tokens=_same_tokens(results),
     )  # fmt: skip
+
+
+def _measured(screen: Screen, threads: int) -> Machine:
+    """Ceilings of this hour, and what our kernels reach of them."""
+    screen.aside("measuring this machine's ceilings and our kernels' share of them ...", style="dim")
+    return store(calibrate(measure(threads), lambda step: screen.aside(f"  {step}", style="dim")))
 
 
 def _jobs(workload: str, described: LoadedModel, repetition: int) -> list[Job]:
@@ -94,7 +108,8 @@ def _jobs(workload: str, described: LoadedModel, repetition: int) -> list[Job]:
 def _config(model: str, options: dict[str, Any], described: LoadedModel, jobs: list[Job]) -> EngineConfig:
     """What all rungs share: a context for the longest request, and little memory, so that paging matters."""
     kept = {name: options[name] for name in ("threads", "isa", "kv_bytes") if name in options}
-    config = EngineConfig(model, kv="bf16", context=max(len(job.prompt) + job.output_tokens for job in jobs), **kept)
+    longest = max(WARM_PROMPT + WARM_OUTPUT, *(len(job.prompt) + job.output_tokens for job in jobs))
+    config = EngineConfig(model, kv="bf16", context=longest, **kept)
     if config.kv_bytes is None:
         per_token = kv_block_bytes(config, described.spec) // BLOCK_TOKENS
         config = msgspec.structs.replace(config, kv_bytes=pool_bytes(jobs, per_token, BLOCK_TOKENS))
@@ -113,7 +128,7 @@ def _transformers(screen: Screen, described: LoadedModel, runs_of: list[list[Job
     except UserError as error:
         screen.aside(f"no rung of transformers: {error}", style="dim")
         return []
-    warm = Job(tuple(range(100, 132)), 4)
+    warm = Job(tuple(range(100, 100 + WARM_PROMPT)), WARM_OUTPUT)
     cold, again = (model.replay([warm]).requests[0].ttft_s or 0.0 for _ in range(2))
     with screen.counting("transformers", sum(len(jobs) for jobs in runs_of)) as progress_of:
         runs = [Measured(cold, again, model.load_s, model.replay(jobs, progress_of)) for jobs in runs_of]
@@ -139,15 +154,18 @@ def _print(
             "–" if guess is None else ratio(result.tokens_per_s / guess),
             seconds(result.ttft_s), _optional(result.predicted_ttft_s),
             seconds(result.tpot_s), _optional(result.predicted_tpot_s),
+            seconds(result.itl_p99_s), _optional(result.predicted_itl_p99_s),
             _optional(result.cold_ttft_s), _optional(result.warm_ttft_s),
         ))  # fmt: skip
     columns = (
-        "rung", "adds", "tokens/s", "predicted", "ratio", "TTFT", "predicted", "TPOT", "predicted", "cold", "warm"
+        "rung", "adds", "tokens/s", "predicted", "ratio", "TTFT", "predicted", "TPOT", "predicted", "ITL p99",
+        "predicted", "cold", "warm",
     )  # fmt: skip
     screen.table(columns, rows, _subject(config.model, jobs))
     screen.say(
-        f"All rungs: {nbytes(config.kv_bytes or 0)} of KV memory. TTFT, TPOT: medians over requests. cold, warm: first "
-        "token of the fresh process's first request, and of the same again; neither is in the other columns."
+        f"All rungs: {nbytes(config.kv_bytes or 0)} of KV memory. TTFT, TPOT: medians over requests; ITL p99: 99 % of "
+        "gaps are shorter. cold, warm: first token of the fresh process's first request, and of the same again; "
+        "neither is in the other columns."
     )
     screen.say(f"Our rungs on the same weights made {'' if _same_tokens(results) else 'NOT '}the same tokens.")
     if described.random:

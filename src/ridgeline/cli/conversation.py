@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,11 +60,12 @@ def converse(asked: Asked, *, json: bool, screen: Screen | None = None) -> int:
         llm = LLM(asked.model, progress=progress, **options)
     with closing(llm):
         if prompt is None:
-            return _chat(asked, llm, screen)
-        return _once(asked, llm, screen, prompt)
+            return chat(asked, llm, screen)
+        return answer_once(asked, llm, screen, prompt)
 
 
-def _once(asked: Asked, llm: LLM, screen: Screen, prompt: str) -> int:
+def answer_once(asked: Asked, llm: LLM, screen: Screen, prompt: str) -> int:
+    """One answer and its account, also when interrupted; returns the exit code."""
     answer = Answer()
     code = 0
     try:
@@ -78,7 +79,7 @@ def _once(asked: Asked, llm: LLM, screen: Screen, prompt: str) -> int:
     return code
 
 
-def _chat(asked: Asked, llm: LLM, screen: Screen) -> int:
+def chat(asked: Asked, llm: LLM, screen: Screen, ask: Callable[[str], str] = input) -> int:
     """Turns until /exit, Ctrl-D or Ctrl-C at the prompt; Ctrl-C during an answer only ends the answer."""
     import readline  # noqa: F401, PLC0415  line editing for input(); not on every platform, and only a chat needs it
 
@@ -87,7 +88,7 @@ def _chat(asked: Asked, llm: LLM, screen: Screen) -> int:
     code = 0
     while True:
         try:
-            line = input("> ").strip()
+            line = ask("> ").strip()
         except EOFError:
             screen.say()
             break

@@ -46,7 +46,10 @@ class Screen:
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar of things done; call with how many more are."""
+        """A bar of things done; call with how many more are. Nothing in a pipe."""
+        if not self.asides.is_terminal:
+            yield lambda more: None
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.asides, transient=True) as progress:
             task = progress.add_task(what, total=total)
@@ -54,7 +57,10 @@ class Screen:
 
     @contextmanager
     def fetching(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar of bytes; call with (done, in all). Nothing is shown until the first call."""
+        """A bar of bytes; call with (done, in all). Nothing is shown until the first call, and nothing in a pipe."""
+        if not self.asides.is_terminal:
+            yield lambda done, total: None
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.asides, transient=True) as progress:
             task = progress.add_task(f"fetching {what}", total=None, visible=False)

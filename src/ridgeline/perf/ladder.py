@@ -23,7 +23,7 @@ from .replay import Replay, ReplaySummary, rehearse_replay, replay
 from .workload import Job
 
 WARM_PROMPT, WARM_OUTPUT = 32, 4  # tokens of the request that shows cold against warm
-POOL_SEQUENCES = 3  # the KV pool holds this many of the longest request: memory is what paging is about
+POOL_SEQUENCES = 2  # the KV pool holds this many of the longest request: memory is what paging is about
 
 
 class Rung(msgspec.Struct, frozen=True):
@@ -58,6 +58,7 @@ class RungResult(msgspec.Struct, frozen=True):
     tokens_per_s: float
     ttft_s: float
     tpot_s: float
+    itl_p99_s: float  # the stall a reader feels: what chunking is about
     runs: tuple[ReplaySummary, ...]
     cold_ttft_s: float | None = None  # first request of a fresh process, and the same again
     warm_ttft_s: float | None = None
@@ -65,6 +66,7 @@ class RungResult(msgspec.Struct, frozen=True):
     predicted_tokens_per_s: float | None = None
     predicted_ttft_s: float | None = None
     predicted_tpot_s: float | None = None
+    predicted_itl_p99_s: float | None = None
     first_ids: tuple[tuple[int, ...], ...] = ()  # of the first repeat, request by request
 
 
@@ -115,6 +117,7 @@ def rung_result(rung: Rung, runs: Sequence[Measured], predicted: ReplaySummary |
         tokens_per_s=median(lambda run: run.output_tokens_per_s),
         ttft_s=median(ttft_of),
         tpot_s=median(tpot_of),
+        itl_p99_s=median(stall_of),
         runs=tuple(run.replay.summary for run in runs),
         cold_ttft_s=statistics.median(run.cold_ttft_s for run in runs),
         warm_ttft_s=statistics.median(run.warm_ttft_s for run in runs),
@@ -122,6 +125,7 @@ def rung_result(rung: Rung, runs: Sequence[Measured], predicted: ReplaySummary |
         predicted_tokens_per_s=None if predicted is None else predicted.output_tokens_per_s,
         predicted_ttft_s=None if predicted is None else ttft_of(predicted),
         predicted_tpot_s=None if predicted is None else tpot_of(predicted),
+        predicted_itl_p99_s=None if predicted is None else stall_of(predicted),
         first_ids=tuple(request.ids for request in runs[0].replay.requests),
     )
 
@@ -134,3 +138,8 @@ def ttft_of(summary: ReplaySummary) -> float:
 def tpot_of(summary: ReplaySummary) -> float:
     """Median over requests; 0 when no request had two tokens."""
     return 0.0 if summary.tpot_s is None else summary.tpot_s.p50
+
+
+def stall_of(summary: ReplaySummary) -> float:
+    """99 % of gaps between tokens are shorter; 0 when there was no gap."""
+    return 0.0 if summary.itl_s is None else summary.itl_s.p99
