@@ -5,8 +5,10 @@ A comparison only: nothing of Ridgeline runs on it. Imported when the ladder ask
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,9 +44,10 @@ class TransformersModel:
         folder = str(source.parent if source.is_file() else source)
         started_s = time.perf_counter()
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, **where, dtype=torch.bfloat16, local_files_only=True
-            )
+            with contextlib.redirect_stderr(io.StringIO()):  # its bars do not know that nobody watches
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    folder, **where, dtype=torch.bfloat16, local_files_only=True
+                )
         except (ValueError, OSError, ImportError) as error:
             raise UserError(f"transformers cannot load {source}: {error}") from error
         self._torch, self._model = torch, model.eval()
