@@ -1,4 +1,5 @@
 """ridgeline bench: a workload, measured; or the ladder from a naive loop to this engine."""
+# size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What `ridgeline bench --ladder` does: predict every rung, measure them interleaved, tell and draw."""
+# size: climb takes what a person asked for, and two seams for tests
 
 from __future__ import annotations
 

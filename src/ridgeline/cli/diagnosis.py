@@ -1,4 +1,5 @@
 """What `ridgeline doctor` does."""
+# size: examine takes what a person asked for, by name
 
 from __future__ import annotations
 

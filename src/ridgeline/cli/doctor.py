@@ -1,4 +1,5 @@
 """ridgeline doctor: what this machine can do, which bodies a model would run on, and what is missing."""
+# size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """ridgeline eval: how good a model's numbers are on a text, and how far from a parent."""
+# size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Exit codes: 0 done, 2 asked wrongly or does not fit, 70 our own fault, 130 interrupted.
 """
+# size: engine_options takes the engine options that verbs share, by name
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """ridgeline predict: counts, memory and estimated times of any model, present or not."""
+# size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
 

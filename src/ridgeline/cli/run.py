@@ -1,4 +1,5 @@
 """ridgeline run: one answer, or a chat; ends with three lines that say what it cost."""
+# size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
 
