@@ -166,7 +166,7 @@ class LLM:
         """Token ids of a conversation, ready for an answer."""
         template = self._described.chat_template
         if template is None:
-            raise UserError(f"{self.config.model} has no chat template; use generate() with plain text.")
+            raise UserError(f"{self.config.model} has no chat template; continue plain text instead (run --raw, or generate).")
         text = render_chat(template, messages, tokenizer=self.tokenizer)
         return tuple(self.tokenizer.encode(text, add_bos=False, special=True))
 
