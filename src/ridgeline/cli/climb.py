@@ -29,7 +29,6 @@ from ridgeline.perf.ladder import (
     predict_rung,
     rung_result,
 )
-from ridgeline.perf.transformers_rung import RUNG as TRANSFORMERS
 from ridgeline.perf.transformers_rung import TransformersModel, is_possible
 from ridgeline.perf.workload import Job, named_workload, read_workload
 from ridgeline.report.plots import Panel, bars
@@ -63,16 +62,20 @@ def climb(
     machine = machine or _measured(screen, threads)
     configs = [configured(config, rung) for rung in rungs]
     predicted = [predict_rung(each, machine, runs_of[0]) for each in configs]
+    rival = _rival(screen, described, threads) if has_rival else None
     watch = CpuWatch()
     measured: list[list[Measured]] = [[] for _ in rungs]
-    steps = sum(len(jobs) for jobs in runs_of) * len(rungs)
+    rival_runs: list[Measured] = []
+    steps = sum(len(jobs) for jobs in runs_of) * (len(rungs) + (rival is not None))
     with screen.counting("climbing", steps) as progress_of:
-        for jobs in runs_of:
+        for jobs in runs_of:  # interleaved: whatever drifts, drifts for all
             for runs, each in zip(measured, configs, strict=True):
                 runs.append(measure_rung(each, jobs, progress_of))
+            if rival is not None:
+                rival_runs.append(rival.measure(jobs, progress_of))
     results = [rung_result(rung, runs, guess) for rung, runs, guess in zip(rungs, measured, predicted, strict=True)]
-    if has_rival:
-        results = _transformers(screen, described, runs_of, threads) + results
+    if rival is not None:
+        results = [rung_result(rival.rung, rival_runs, None), *results]
     foreign = watch.foreign_cpu_share()
     footer = _footer(machine, repeats, foreign)
     _print(screen, results, described, config, runs_of[0], footer)
@@ -118,22 +121,17 @@ def _config(model: str, options: dict[str, Any], described: LoadedModel, jobs: l
     return config
 
 
-def _transformers(screen: Screen, described: LoadedModel, runs_of: list[list[Job]], threads: int) -> list[RungResult]:
+def _rival(screen: Screen, described: LoadedModel, threads: int) -> TransformersModel | None:
     """Rung 0, where it can be had; why not, where it cannot."""
     if described.source is None or not is_possible(described.source):
         screen.aside("no rung of transformers: it is not installed, or there is no model file", style="dim")
-        return []
+        return None
     screen.aside("transformers loads the model ...", style="dim")
     try:
-        model = TransformersModel(described.source, threads)
+        return TransformersModel(described.source, threads)
     except UserError as error:
         screen.aside(f"no rung of transformers: {error}", style="dim")
-        return []
-    warm = Job(tuple(range(100, 100 + WARM_PROMPT)), WARM_OUTPUT)
-    cold, again = (model.replay([warm]).requests[0].ttft_s or 0.0 for _ in range(2))
-    with screen.counting("transformers", sum(len(jobs) for jobs in runs_of)) as progress_of:
-        runs = [Measured(cold, again, model.load_s, model.replay(jobs, progress_of)) for jobs in runs_of]
-    return [rung_result(TRANSFORMERS, runs, None)]
+        return None
 
 
 def _same_tokens(results: list[RungResult]) -> bool:
@@ -168,6 +166,9 @@ def _print(
         "gaps are shorter. cold, warm: first token of the fresh process's first request, and of the same again; "
         "neither is in the other columns."
     )
+    failed = {result.name: result.runs[0].failed for result in results if result.runs[0].failed}
+    if failed:
+        screen.say("Requests that failed: " + ", ".join(f"{count} on {name}" for name, count in failed.items()))
     screen.say(f"Our rungs on the same weights made {'' if _same_tokens(results) else 'NOT '}the same tokens.")
     if described.random:
         screen.say("random weights: times are real, words are not")

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from ridgeline.kit.errors import UserError
+from ridgeline.run.probe import instruction_sets
 
-from .ladder import Rung
+from .ladder import WARM_OUTPUT, WARM_PROMPT, Measured, Rung
 from .replay import Replay, RequestResult, summarise_replay
 from .workload import Job
 
-RUNG = Rung("transformers", "generate() in bf16, one at a time", {})
+NATIVE_BF16 = "avx512_bf16"  # without it torch emulates bf16, and f32 is what one would use
 
 
 def is_possible(source: Path | None) -> bool:
@@ -32,12 +33,14 @@ def is_possible(source: Path | None) -> bool:
 
 
 class TransformersModel:
-    """Loads in bf16 (a GGUF file is first unpacked by transformers: half a minute). UserError when it cannot."""
+    """Loads in bf16, or f32 on a processor without bf16 (a GGUF file is unpacked first). UserError when it cannot."""
 
     def __init__(self, source: Path, threads: int) -> None:
         torch: Any = importlib.import_module("torch")  # heavy, optional, and without types of its own
         transformers: Any = importlib.import_module("transformers")
         torch.set_num_threads(threads)
+        kind = "bfloat16" if NATIVE_BF16 in instruction_sets() else "float32"
+        self.rung = Rung("transformers", f"generate() in {kind}, one at a time", {})
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         where: dict[str, Any] = {"gguf_file": source.name} if source.is_file() else {}
@@ -46,13 +49,19 @@ class TransformersModel:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # its bars do not know that nobody watches
                 model = transformers.AutoModelForCausalLM.from_pretrained(
-                    folder, **where, dtype=torch.bfloat16, local_files_only=True
+                    folder, **where, dtype=getattr(torch, kind), local_files_only=True
                 )
         except (ValueError, OSError, ImportError) as error:
             raise UserError(f"transformers cannot load {source}: {error}") from error
         self._torch, self._model = torch, model.eval()
         self.version = str(transformers.__version__)
-        self.load_s = time.perf_counter() - started_s
+        self._load_s = time.perf_counter() - started_s
+        warm = Job(tuple(range(100, 100 + WARM_PROMPT)), WARM_OUTPUT)
+        self._cold_s, self._warm_s = (self.replay([warm]).requests[0].ttft_s or 0.0 for _ in range(2))
+
+    def measure(self, jobs: Sequence[Job], progress: Callable[[int], None]) -> Measured:
+        """One run, beside the cold and warm first token of this process."""
+        return Measured(self._cold_s, self._warm_s, self._load_s, self.replay(jobs, progress))
 
     def replay(self, jobs: Sequence[Job], progress: Callable[[int], None] = lambda done: None) -> Replay:
         """Greedy, end-of-sequence ignored; every request waits for those before it."""
