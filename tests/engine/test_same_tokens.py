@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ridgeline.kernels import native
 from ridgeline.state.request import Request, Sampling
 
-from .tiny import LLAMA, QWEN2, TinyEngine, write_config
+from .tiny import GEMMA3, LLAMA, QWEN2, QWEN3, TinyEngine, write_config
 
 FORMATS = ("f32", "bf16", "q8_0", "q4_1")
 # Crosses the edges of tiles (16), row blocks (6, 12), groups (32), attention steps (64) and splits (256).
@@ -55,6 +55,23 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     request.addfinalizer(lambda: native.set_isa(before))
     config = QWEN2 if weights in ("q8_0", "f32") else LLAMA | {"tie_word_embeddings": False}  # tied answers repeat
     return Case(write_config(tmp_path_factory.mktemp("model"), config), weights)
+
+
+@pytest.mark.parametrize("weights", ["f32", "q4_1"])
+@pytest.mark.parametrize("config", [QWEN3, GEMMA3], ids=["qwen3", "gemma3"])
+def test_families_give_the_same_ids_in_any_batch(tmp_path, config: dict, weights: str) -> None:
+    """Norms of heads, windows and two ropes: alone, and with others in chunks under preemption."""
+    case = Case(write_config(tmp_path, config), weights)
+    picks = [(130, 0), (5, 1), (257, 2), (64, 0), (17, 2)]
+    requests = [request(i, length, SAMPLINGS[kind]) for i, (length, kind) in enumerate(picks)]
+    per_block = case.single.engine.facts.kv_bytes_per_token * 16
+    for options in ({"threads": 3, "chunk": 13, "kv_bytes": 18 * per_block}, {"threads": 1, "max_sequences": 3}):
+        engine = TinyEngine(
+            case.model, weights=weights, **{"step_tokens": 61, "context": 272, "max_sequences": 8} | options
+        )
+        got = engine.run(requests, [0, 2, 0, 5, 1])
+        engine.engine.close()
+        assert got == {r.id: case.expected(i, *pick) for i, (r, pick) in enumerate(zip(requests, picks, strict=True))}
 
 
 schedules = st.fixed_dictionaries(

@@ -19,6 +19,15 @@ LLAMA = {
 QWEN2 = LLAMA | {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False, "vocab_size": 352,
 }  # fmt: skip
+QWEN3 = LLAMA | {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32, "num_attention_heads": 4,
+    "vocab_size": 352, "rope_theta": 1e6,
+}  # fmt: skip
+GEMMA3 = LLAMA | {  # a window of 40 keys in two layers of three, each kind of layer with its own rope
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 3, "head_dim": 32,
+    "num_attention_heads": 4, "num_key_value_heads": 1, "query_pre_attn_scalar": 24, "sliding_window": 40,
+    "sliding_window_pattern": 3, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "vocab_size": 352,
+}  # fmt: skip
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> str:

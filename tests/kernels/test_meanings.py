@@ -175,6 +175,24 @@ def test_rope(isa, teams, interleaved, rotary) -> None:
     check("rope", arena.read(at, 10, 8 * dim), expected)
 
 
+def test_head_norm(isa, teams) -> None:
+    heads, kv_heads, dim = 4, 2, 64
+    qkv, gains = normal(10, 8 * dim) * 9, [normal(1, dim, seed=seed) for seed in (1, 2)]
+    arena = Arena()
+    at = arena.place(qkv)
+    op = instruction(
+        native.RL_HEAD_NORM, source=at, out=at, width_in=8 * dim, width_out=8 * dim, heads=heads, kv_heads=kv_heads,
+        head_dim=dim, eps=1e-6,
+    )  # fmt: skip
+    for slot, gain in enumerate(gains):
+        op.weight[slot].data, op.weight[slot].columns = gain.ctypes.data, dim
+    run(teams(2), [op], arena, Batch(10), kept=gains)
+    attributes = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "eps": 1e-6}
+    weights = [FakeWeight(gain) for gain in gains]
+    expected = meaning("head_norm", FakeStep(), (qkv,), weights, **attributes)
+    check("head_norm", arena.read(at, 10, 8 * dim), expected)
+
+
 @pytest.mark.parametrize("storage", ["f32", "bf16"])
 @pytest.mark.parametrize("window", [0, 50])
 @pytest.mark.parametrize("heads", [(9, 3, 64), (14, 2, 64), (4, 4, 80)], ids=str)

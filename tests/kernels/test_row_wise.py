@@ -39,6 +39,31 @@ def test_norm(isa, teams, width, count) -> None:
         check_quantised(arena, quant, arena.read(out, count, width))
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(3, 1, 64), (4, 2, 32), (2, 1, 256), (2, 2, 20)])
+@pytest.mark.parametrize("count", COUNTS)
+def test_norm_of_heads(isa, teams, heads, kv_heads, dim, count, in_place) -> None:
+    """q heads with one gain, k heads with the other, v bit for bit."""
+    width = (heads + 2 * kv_heads) * dim
+    x, q_gain, k_gain = normal(count, width) * 30, normal(dim, seed=1), normal(dim, seed=2)
+    arena = Arena()
+    source = arena.place(x)
+    out = source if in_place else arena.room(x.nbytes)
+    op = instruction(
+        native.RL_HEAD_NORM, source=source, out=out, width_in=width, width_out=width, eps=1e-6,
+        heads=heads, kv_heads=kv_heads, head_dim=dim,
+    )  # fmt: skip
+    for slot, gain in enumerate((q_gain, k_gain)):
+        op.weight[slot].data, op.weight[slot].columns = gain.ctypes.data, dim
+    run(teams(3), [op], arena, Batch(count), kept=(q_gain, k_gain))
+    got, wide = arena.read(out, count, width).reshape(count, -1, dim), x.astype(np.float64).reshape(count, -1, dim)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+    normed = heads + kv_heads
+    np.testing.assert_allclose(got[:, :heads], expected[:, :heads] * q_gain, rtol=2e-6, atol=0)
+    np.testing.assert_allclose(got[:, heads:normed], expected[:, heads:normed] * k_gain, rtol=2e-6, atol=0)
+    np.testing.assert_array_equal(got[:, normed:], x.reshape(count, -1, dim)[:, normed:])
+
+
 @pytest.mark.parametrize("name", NATIVE_FORMATS)
 @pytest.mark.parametrize("count", COUNTS)
 def test_embed_reads_rows_out_of_the_tiles(isa, teams, name, count) -> None:

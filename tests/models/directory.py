@@ -35,6 +35,10 @@ def tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
             prefix + "mlp.gate_proj.weight": (ffn, width), prefix + "mlp.up_proj.weight": (ffn, width),
             prefix + "mlp.down_proj.weight": (width, ffn),
         }  # fmt: skip
+        if config["model_type"] in ("qwen3", "gemma3_text"):
+            shapes |= {prefix + f"self_attn.{n}_norm.weight": (head,) for n in "qk"}
+        if config["model_type"] == "gemma3_text":
+            shapes |= {prefix + f"{n}_feedforward_layernorm.weight": (width,) for n in ("pre", "post")}
         if config["model_type"] == "qwen2":
             shapes |= {prefix + f"self_attn.{n}_proj.bias": (size,) for n, size in (("q", q), ("k", kv), ("v", kv))}
     if not config["tie_word_embeddings"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ridgeline.kit.errors import UserError
 from ridgeline.models.catalogue import shape, shapes, source
 from ridgeline.models.config import read_json, spec_from_config
 from ridgeline.models.load import describe
+from ridgeline.models.metadata import spec_from_gguf
 from ridgeline.models.spec import Rope
 from tests.formats.gguf_file import gguf, tiny
 
@@ -25,7 +27,9 @@ PARAMETERS = {
     "qwen2.5-3b": 3_085_938_688, "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664,
     "qwen2.5-32b": 32_763_876_352, "qwen2.5-72b": 72_706_203_648, "qwen2.5-coder-0.5b": 494_032_768,
     "qwen2.5-coder-1.5b": 1_543_714_304, "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120,
-    "smollm2-1.7b": 1_711_376_384,
+    "smollm2-1.7b": 1_711_376_384, "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264,
+    "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952, "mistral-7b-v0.3": 7_248_023_552,
 }  # fmt: skip
 
 
@@ -78,7 +82,7 @@ def test_missing_fields_are_named(key):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gemma3"}, "supported: llama, mistral, qwen2"),
+        ({"model_type": "gemma3"}, "supported: gemma3_text, llama, mistral, qwen2, qwen3"),
         ({"hidden_act": "relu"}, "relu"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
@@ -94,6 +98,12 @@ def test_missing_fields_are_named(key):
         ({"eos_token_id": 128}, "token id below 128"),
         ({"eos_token_id": [1, -1]}, "token id below 128"),
         ({"tie_word_embeddings": "yes"}, "true or false"),
+        ({"model_type": "qwen3", "attention_bias": True}, "qwen3 family here has none"),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "causal"),
+        ({"model_type": "gemma3_text", "hidden_activation": "silly"}, "silly"),
+        ({"model_type": "gemma3_text", "layer_types": ["full_attention"]}, "each of 2 layers"),
+        ({"model_type": "gemma3_text", "layer_types": ["full_attention", ["x"]]}, "each of 2 layers"),
     ],
 )
 def test_what_the_families_do_not_compute_is_refused(changes, words):
@@ -113,8 +123,10 @@ def test_rope_of_both_generations_of_configurations():
 
 def test_windows():
     assert spec(model_type="mistral", sliding_window=16).windows == (16, 16)
-    assert spec(model_type="mistral", sliding_window=None).windows == ()
+    everything = CONFIG | {"model_type": "mistral", "sliding_window": None}
+    assert spec_from_config(everything, "test", "config.json").windows == ()
     qwen = {"model_type": "qwen2", "sliding_window": 16, "max_window_layers": 1}
+    assert spec(model_type="mistral").windows == (4096, 4096)  # as transformers reads a configuration without the field
     assert spec(**qwen).windows == () and spec(**qwen, use_sliding_window=True).windows == (0, 16)
 
 
@@ -149,10 +161,34 @@ def test_spec_from_gguf(tmp_path):
     assert spec.tied and spec.vocabulary == 4 and spec.context == 64 and spec.eos == (2,) and spec.rope.interleaved
 
 
+def test_gemma3_from_gguf(tmp_path):
+    """Windows by pattern, two ropes of which the global one is scaled, and what the family always has."""
+    numbers, _ = tiny()
+    numbers = {key.replace("llama.", "gemma3."): value for key, value in numbers.items()}
+    numbers |= {
+        "general.architecture": "gemma3", "gemma3.attention.sliding_window": 16, "gemma3.rope.freq_base": 1e6,
+        "gemma3.attention.sliding_window_pattern": 2, "gemma3.rope.scaling.type": "linear",
+        "gemma3.rope.scaling.factor": 8.0,
+    }  # fmt: skip
+    spec = spec_from_gguf(numbers, {"token_embd.weight": SimpleNamespace(rows=4)}, "test", "test.gguf")
+    assert spec.windows == (16, 0) and spec.post_norms and spec.qk_norm and spec.activation == "gelu_tanh"
+    assert (spec.rope_of(1).base, spec.rope_of(1).scaling) == (1e6, ("linear", 8.0))
+    assert (spec.rope_of(0).base, spec.rope_of(0).scaling) == (1e4, None)
+    assert not spec.rope.interleaved and spec.query_scale == 1 / spec.head_dim**0.5
+    listed = numbers | {"gemma3.attention.sliding_window_pattern": np.array([False, True])}
+    assert spec_from_gguf(listed, {"token_embd.weight": SimpleNamespace(rows=4)}, "t", "t.gguf").windows == (0, 16)
+    with pytest.raises(UserError, match="each of 2 layers"):
+        wrong = numbers | {"gemma3.attention.sliding_window_pattern": np.array([True])}
+        spec_from_gguf(wrong, {"token_embd.weight": SimpleNamespace(rows=4)}, "t", "t.gguf")
+    with pytest.raises(UserError, match="caps its logits"):
+        capped = numbers | {"gemma3.final_logit_softcapping": 30.0}
+        spec_from_gguf(capped, {"token_embd.weight": SimpleNamespace(rows=4)}, "t", "t.gguf")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"general.architecture": "gemma3"}, "supported architectures: llama, qwen2"),
+        ({"general.architecture": "bloom"}, "supported architectures: gemma3, llama, mistral, qwen2, qwen3"),
         ({"general.architecture": None}, r"general\.architecture"),
         ({"llama.block_count": None}, "llama.block_count"),
         ({"llama.block_count": 0}, "llama.block_count"),

@@ -18,6 +18,12 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+GEMMA3 = {
+    "model_type": "gemma3_text", "num_hidden_layers": 3, "head_dim": 32, "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 24, "sliding_window": 5, "sliding_window_pattern": 3, "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+}  # fmt: skip
 CASES = {
     "llama": {},
     "llama, tied": {"tie_word_embeddings": True},
@@ -29,6 +35,21 @@ CASES = {
     "qwen2, tied": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2 with a window": {
         "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+    },
+    "qwen3": {"model_type": "qwen3", "rope_theta": 1e6, "head_dim": 32},
+    "qwen3 with a window": {
+        "model_type": "qwen3", "head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
+    "gemma3": GEMMA3,
+    "gemma3, scaled global rope": GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma3 of transformers 5": GEMMA3 | {
+        "sliding_window_pattern": None, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_theta": None, "rope_local_base_freq": None,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 2e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+        },
     },
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -179,12 +180,20 @@ def test_a_gguf_file(tmp_path):
         ("random:/no/such/config.json", "cannot read"),
         ("~nobody-of-that-name/x", "home directory"),
         ("zzzzzzzz", "Known: "),
-        ("gemma-3-270m", "gemma3.*Supported architectures: llama, qwen2"),
     ],
 )
 def test_names_that_lead_nowhere(model, words):
     with pytest.raises(UserError, match=words):
         load(model)
+
+
+def test_a_pulled_architecture_without_a_family_is_refused_before_it_is_fetched(monkeypatch):
+    from ridgeline.models import load as module
+
+    entry = msgspec.structs.replace(module.TABLE["gemma-3-270m"], architecture="gemma9")
+    monkeypatch.setattr(module, "TABLE", {"gemma-9": entry})
+    with pytest.raises(UserError, match=r"'gemma9' model.*architectures: llama, mistral"):
+        load("gemma-9")
 
 
 def test_unknown_weights_are_refused():

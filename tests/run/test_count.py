@@ -138,6 +138,19 @@ def test_windowed_layers_read_less() -> None:
     assert attend.kv_bytes == 3 * 2 * 2 * 32 * 2 * (16 + 1)
 
 
+def test_norm_of_heads_cost() -> None:
+    """4 FLOPs and two f32 passes an element of q and k; v is not touched; both gains are read."""
+    r = Recorder("heads", STORAGES.get("bf16"))
+    qkv = r.linear(r.embed(matrix("embed", 64, 32, "f32")), (matrix("part", (6 + 2 * 2) * 32, 32, "f32"),), "qkv")
+    gain = matrix("gain", 1, 32, "f32")
+    qkv = r.head_norm(qkv, (gain, gain), 6, 2, 32, 1e-6)
+    r.attend(r.rope(qkv, 6, 2, 32, NoRope()), 6, 2, 32, 1.0)
+    program = r.finish()
+    cost = by_part(program, BatchShape.of([(5, 7)], 1))["head_norm"]
+    assert (cost.flops, cost.activation_bytes, cost.weight_bytes) == (4 * 7 * 8 * 32, 8 * 7 * 8 * 32, 2 * 4 * 32)
+    assert program.groups[-1] == (2, 5)  # norm, rotation and attention run as one
+
+
 def test_costs_accept_arrays() -> None:
     """Many steps at once give the same numbers as one by one."""
     program = record(Shape(), "q4_1")

@@ -15,7 +15,7 @@ from ridgeline.run.runner import Runner
 from ridgeline.state.plan import Entry, LogitRow, StepPlan
 from ridgeline.state.request import Sampling
 
-from ..engine.tiny import LLAMA, QWEN2, write_config
+from ..engine.tiny import GEMMA3, LLAMA, QWEN2, QWEN3, write_config
 
 LIMITS = StepLimits(tokens=96, logit_rows=8, sequences=4, context=128)
 FORMATS = ("f32", "bf16", "q8_0", "q4_1")
@@ -88,6 +88,19 @@ def test_native_agrees_with_the_reference(model: str, weights: str, storage: str
     # Integer formats round activations to 8 bits; bf16 KV rounds at another last bit now and then.
     limit = 2e-2 if weights in ("q8_0", "q4_1") else 1e-5 if storage == "f32" else 2e-3
     assert far(got, wanted) < limit
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("config", [QWEN3, GEMMA3], ids=["qwen3", "gemma3"])
+@pytest.mark.parametrize("weights", ["f32", "bf16"])
+def test_norms_of_heads_and_two_ropes_agree_with_the_reference(tmp_path, config: dict, weights: str) -> None:
+    loaded = load(write_config(tmp_path, config), weights=weights)
+    program = record(loaded, STORAGES.get("f32"))
+    wanted = logits_of(runner_of(loaded, "f32", bind(program, body="torch")))
+    assert far(logits_of(runner_of(loaded, "f32", bind(program))), wanted) < 1e-5
+    mixed = bind(program, reference=frozenset(("head_norm",)))
+    assert not mixed.is_native
+    assert far(logits_of(runner_of(loaded, "f32", mixed)), wanted) < 1e-5
 
 
 @pytest.mark.torch

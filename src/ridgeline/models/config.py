@@ -11,16 +11,23 @@ from ridgeline.kit.errors import UserError
 
 from .family import FAMILIES
 from .fields import LIMITS, Fields
-from .spec import ModelSpec, Rope
+from .spec import TRAITS, ModelSpec, Rope
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> family
+ARCHITECTURES = {  # model_type -> family
+    "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3",
+}  # fmt: skip
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 MAX_CONFIG_BYTES = 1 << 22
 # Defaults of the configuration classes in transformers, where published files leave the field out.
 DEFAULT_NORM_EPS = 1e-6
 DEFAULT_ROPE_BASE = 10_000.0
-DEFAULT_CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768}
-MISTRAL_WINDOW = 4096
+DEFAULT_CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768, "gemma3": 131_072}
+DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma3": 256}
+DEFAULT_WINDOW = 4096
+GEMMA_PATTERN = 6  # every sixth layer reads everything
+GEMMA_ROPE_BASE = 1e6
+GEMMA_LOCAL_ROPE_BASE = 10_000.0
+GEMMA_PRE_SCALE = 256.0
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,26 +58,28 @@ def spec_from_config(config: Mapping[str, Any], name: str, source: str) -> Model
             f"{source} is a {kind!r} model; supported: {', '.join(sorted(ARCHITECTURES))} "
             f"(families {', '.join(FAMILIES.names())})."
         )
-    _refuse_unsupported(fields)
     family = ARCHITECTURES[kind]
+    activation = _activation(fields, family)
+    _refuse_unsupported(fields, family)
     width = fields.integer("hidden_size", LIMITS["width"])
     heads = fields.integer("num_attention_heads", LIMITS["heads"])
     layers = fields.integer("num_hidden_layers", LIMITS["layers"])
     vocabulary = fields.integer("vocab_size", LIMITS["vocabulary"])
-    context = fields.integer("max_position_embeddings", LIMITS["context"], DEFAULT_CONTEXT[kind])
-    if fields.values.get("head_dim") is None and width % heads:
+    context = fields.integer("max_position_embeddings", LIMITS["context"], DEFAULT_CONTEXT[family])
+    if fields.values.get("head_dim") is None and family not in DEFAULT_HEAD_DIM and width % heads:
         raise UserError(f"{source}: hidden_size {width} is not a multiple of num_attention_heads {heads}.")
-    head_dim = fields.integer("head_dim", LIMITS["width"], width // heads)
+    head_dim = fields.integer("head_dim", LIMITS["width"], DEFAULT_HEAD_DIM.get(family, width // heads))
+    rope, local_rope = _ropes(fields, family, head_dim, context)
     bos = fields.token_ids("bos_token_id", vocabulary)
     spec = ModelSpec(
         family=family, name=name, layers=layers, width=width, heads=heads,
         kv_heads=fields.integer("num_key_value_heads", LIMITS["heads"], heads), head_dim=head_dim,
         ffn=fields.integer("intermediate_size", LIMITS["ffn"]), vocabulary=vocabulary, context=context,
         norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, DEFAULT_NORM_EPS),
-        rope=_rope(fields, head_dim, context), tied=fields.flag("tie_word_embeddings", False),
-        qkv_bias=family == "qwen2", activation=ACTIVATIONS[fields.text("hidden_act", "silu")],
-        windows=_windows(fields, kind, layers), bos=bos[0] if bos else None,
-        eos=fields.token_ids("eos_token_id", vocabulary),
+        rope=rope, tied=fields.flag("tie_word_embeddings", family == "gemma3"), activation=activation,
+        windows=_windows(fields, family, layers), bos=bos[0] if bos else None,
+        eos=fields.token_ids("eos_token_id", vocabulary), local_rope=local_rope,
+        query_pre_scale=_query_pre_scale(fields, family), **TRAITS.get(family, {}),
     )  # fmt: skip
     check_spec(spec, source)
     return spec
@@ -87,12 +96,26 @@ def check_spec(spec: ModelSpec, source: str) -> None:
         )
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    activation = fields.text("hidden_act", "silu")
+def _activation(fields: Fields, family: str) -> str:
+    key, default = ("hidden_activation", "gelu_pytorch_tanh") if family == "gemma3" else ("hidden_act", "silu")
+    activation = fields.text(key, default)
     if activation not in ACTIVATIONS:
-        raise UserError(f"{fields.source}: hidden_act {activation!r}; supported: {', '.join(ACTIVATIONS)}.")
-    if fields.values.get("model_type") != "qwen2" and fields.flag("attention_bias", False):
-        raise UserError(f"{fields.source}: attention_bias is true; the llama family here has none.")
+        raise UserError(f"{fields.source}: {key} {activation!r}; supported: {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[activation]
+
+
+def _query_pre_scale(fields: Fields, family: str) -> float:
+    return fields.number("query_pre_attn_scalar", 1e-3, 1e6, GEMMA_PRE_SCALE) if family == "gemma3" else 0.0
+
+
+def _refuse_unsupported(fields: Fields, family: str) -> None:
+    if family != "qwen2" and fields.flag("attention_bias", False):
+        raise UserError(f"{fields.source}: attention_bias is true; the {family} family here has none.")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if fields.values.get(key) is not None:
+            raise UserError(f"{fields.source}: {key} is set; the families here cap nothing.")
+    if fields.flag("use_bidirectional_attention", False):
+        raise UserError(f"{fields.source}: use_bidirectional_attention is true; attention here is causal.")
     if fields.flag("mlp_bias", False):
         raise UserError(f"{fields.source}: mlp_bias is true; the families here have none.")
     if fields.values.get("quantization_config") is not None:
@@ -101,9 +124,26 @@ def _refuse_unsupported(fields: Fields) -> None:
         )
 
 
-def _rope(fields: Fields, head_dim: int, context: int) -> Rope:
-    """rope_theta and rope_scaling, or rope_parameters (transformers 5)."""
+def _ropes(fields: Fields, family: str, head_dim: int, context: int) -> tuple[Rope, Rope | None]:
+    """(rope, rope of layers with a window where it differs)."""
     scaling = fields.table("rope_parameters") or fields.table("rope_scaling")
+    if family != "gemma3":
+        return _rope(fields, scaling, head_dim, context), None
+    nested = fields.table("rope_parameters")  # by kind of layer (transformers 5), which may leave bases out
+    table = (nested.table("full_attention") if nested else None) or (None if nested else scaling)
+    local = nested.table("sliding_attention") if nested else None
+    base = (table or fields).number("rope_theta", 1.0, 1e12, fields.number("rope_theta", 1.0, 1e12, GEMMA_ROPE_BASE))
+    local_base = fields.number("rope_local_base_freq", 1.0, 1e12, GEMMA_LOCAL_ROPE_BASE)
+    if local is not None:
+        local_base = local.number("rope_theta", 1.0, 1e12, local_base)
+    return (
+        Rope(head_dim, base, context, scaling=_scaling(table, context)),
+        Rope(head_dim, local_base, context, scaling=_scaling(local, context)),
+    )
+
+
+def _rope(fields: Fields, scaling: Fields | None, head_dim: int, context: int) -> Rope:
+    """rope_theta and rope_scaling, or rope_parameters (transformers 5)."""
     theta_source = scaling if scaling and scaling.values.get("rope_theta") is not None else fields
     base = theta_source.number("rope_theta", 1.0, 1e12, DEFAULT_ROPE_BASE)
     share = fields.number("partial_rotary_factor", 0.0, 1.0, 1.0)
@@ -128,14 +168,26 @@ def _scaling(scaling: Fields | None, context: int) -> tuple[str | float, ...] | 
     raise UserError(f"{scaling.source}: rope type {kind!r}; supported: default, linear, llama3.")
 
 
-def _windows(fields: Fields, kind: str, layers: int) -> tuple[int, ...]:
-    """Keys each layer reads back. Mistral: all layers; Qwen2: the layers from max_window_layers on, when enabled."""
-    if fields.values.get("sliding_window") is None:
+def _windows(fields: Fields, family: str, layers: int) -> tuple[int, ...]:
+    """Keys each layer reads back. Mistral: all layers; Qwen: the layers from max_window_layers on, when enabled;
+    Gemma 3: five layers of six. `layer_types` goes before the last two."""
+    if family == "llama" or (family in ("qwen2", "qwen3") and not fields.flag("use_sliding_window", False)):
         return ()
-    window = fields.integer("sliding_window", LIMITS["context"], MISTRAL_WINDOW)
-    if kind == "mistral":
+    if "sliding_window" in fields.values and fields.values["sliding_window"] is None:
+        return ()
+    window = fields.integer("sliding_window", LIMITS["context"], DEFAULT_WINDOW)
+    if family == "mistral":
         return (window,) * layers
-    if kind == "qwen2" and fields.flag("use_sliding_window", False):
+    kinds = fields.values.get("layer_types")
+    if kinds is None and family == "gemma3":
+        pattern = fields.integer("sliding_window_pattern", LIMITS["layers"], GEMMA_PATTERN)
+        return tuple(window if (layer + 1) % pattern else 0 for layer in range(layers))
+    if kinds is None:
         first = fields.integer("max_window_layers", LIMITS["layers"], 28, least=0)
         return tuple(window if layer >= first else 0 for layer in range(layers))
-    return ()
+    known = {"sliding_attention": window, "full_attention": 0}
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(str(kind) in known for kind in kinds):
+        raise UserError(
+            f"{fields.source}: layer_types must name one of {', '.join(known)} for each of {layers} layers."
+        )
+    return tuple(known[kind] for kind in kinds)

@@ -19,7 +19,10 @@ FAMILIES: Registry[Family] = Registry(
     __package__,
     {
         "llama": ".llama:llama",
+        "mistral": ".mistral:mistral",
         "qwen2": ".qwen2:qwen2",
+        "qwen3": ".qwen3:qwen3",
+        "gemma3": ".gemma3:gemma3",
     },
 )
 

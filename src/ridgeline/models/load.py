@@ -29,9 +29,10 @@ from .metadata import ROPE_FACTORS, spec_from_gguf, tokenizer_from_gguf
 from .pull import TABLE, Progress, find, pull
 from .random_weights import filled
 from .spec import ModelSpec
-from .weights import GGUF_NAMES, HF_NAMES, ModelWeights, Shape, assemble, build, map_weights
+from .weights import GGUF_NAMES, ModelWeights, Shape, assemble, build, hf_names, map_weights
 
 WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1")
+ONE_PLUS = frozenset({"gemma3"})  # families whose Hugging Face files hold gains less 1
 RANDOM = "random:"
 RANDOM_NATIVE = "bf16"  # what the published shapes are distributed in
 
@@ -126,9 +127,12 @@ def _from_directory(directory: Path) -> LoadedModel:
     spec = spec_from_config(config, directory.resolve().name, str(directory / "config.json"))
     spec = replace(spec, add_bos=starts_with_bos(directory))
     tensors = read_safetensors(directory)
+    weights = assemble(spec, tensors, hf_names(spec), str(directory))
+    if spec.family in ONE_PLUS:
+        weights = map_weights(weights, lambda role, weight: _one_plus(weight) if role.endswith("norm") else weight)
     has_tokenizer = (directory / "tokenizer.json").exists()
     return LoadedModel(
-        spec, assemble(spec, tensors, HF_NAMES, str(directory)), directory,
+        spec, weights, directory,
         sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         _directory_template(directory), False,
         functools.cache(lambda: Tokenizer.from_directory(directory, eos=spec.eos) if has_tokenizer else None),
@@ -187,6 +191,15 @@ def _format_for(role: str, weights: str) -> Format:
 
 def _converted(weights: ModelWeights, name: str) -> ModelWeights:
     return map_weights(weights, lambda role, weight: convert(weight, _format_for(role, name)))
+
+
+def _one_plus(weight: StoredWeight) -> StoredWeight:
+    """The gain 1 + weight, in f32 as transformers computes it."""
+    plain = FORMATS.get("f32")
+    if weight.data is None:
+        return StoredWeight(weight.name, weight.rows, weight.columns, plain)
+    stored = plain.pack(1 + weight.unpack())
+    return StoredWeight(weight.name, weight.rows, weight.columns, plain, stored)
 
 
 def _filled(weights: ModelWeights, seed: int) -> ModelWeights:

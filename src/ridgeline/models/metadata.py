@@ -13,14 +13,15 @@ from ridgeline.kit.errors import UserError
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.text.vocabulary import Vocabulary
 
-from .config import check_spec
+from .config import GEMMA_LOCAL_ROPE_BASE, GEMMA_PATTERN, check_spec
 from .family import FAMILIES
 from .fields import LIMITS, Fields
-from .spec import ModelSpec, Rope
+from .spec import TRAITS, ModelSpec, Rope
 
 DEFAULT_ROPE_BASE = 10_000.0  # GGUF specification
 ROPE_FACTORS = "rope_freqs.weight"
 INTERLEAVED = frozenset({"llama"})  # families whose q and k rows convert_hf_to_gguf.py permutes
+GEMMA_27B_LAYERS = 62  # the one Gemma 3 whose scores are divided by sqrt(width / heads), as llama.cpp tells it too
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -46,7 +47,8 @@ def spec_from_gguf(
     head_dim = fields.integer(f"{family}.attention.key_length", LIMITS["width"], max(1, width // heads))
     if fields.integer(f"{family}.attention.value_length", LIMITS["width"], head_dim) != head_dim:
         raise UserError(f"{source}: key and value heads differ in length, which {family} here does not compute.")
-    window = fields.integer(f"{family}.attention.sliding_window", LIMITS["context"], 0, least=0)
+    if any(metadata.get(f"{family}.{kind}_logit_softcapping") for kind in ("attn", "final")):
+        raise UserError(f"{source} caps its logits, which the {family} family here does not compute.")
     bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocabulary)
     ends = [token for key in END_KEYS for token in fields.token_ids(f"tokenizer.ggml.{key}", vocabulary)]
     is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
@@ -56,8 +58,10 @@ def spec_from_gguf(
         ffn=fields.integer(f"{family}.feed_forward_length", LIMITS["ffn"]), vocabulary=vocabulary, context=context,
         norm_eps=fields.number(f"{family}.attention.layer_norm_rms_epsilon", 0.0, 1.0),
         rope=_rope(fields, family, head_dim, context, tensors.get(ROPE_FACTORS)), tied="output.weight" not in tensors,
-        qkv_bias=family == "qwen2", windows=(window,) * layers if window else (), bos=bos[0] if bos else None,
-        eos=tuple(dict.fromkeys(ends)),
+        activation="gelu_tanh" if family == "gemma3" else "silu", windows=_windows(fields, family, layers),
+        local_rope=_local_rope(fields, family, head_dim, context),
+        query_pre_scale=width / heads if family == "gemma3" and layers == GEMMA_27B_LAYERS else 0.0,
+        bos=bos[0] if bos else None, eos=tuple(dict.fromkeys(ends)), **TRAITS.get(family, {}),
         # llama.cpp starts texts with bos for SentencePiece vocabularies that do not say otherwise
         add_bos=fields.flag("tokenizer.ggml.add_bos_token", is_sentencepiece),
     )  # fmt: skip
@@ -80,6 +84,31 @@ def _rope(fields: Fields, family: str, head_dim: int, context: int, factors: Sto
             raise UserError(f"{fields.source}: {ROPE_FACTORS} must be {dim // 2} positive factors, alone.")
         scaling = ("factors", *(float(value) for value in values))
     return Rope(dim, base, context, interleaved=family in INTERLEAVED, scaling=scaling)
+
+
+def _local_rope(fields: Fields, family: str, head_dim: int, context: int) -> Rope | None:
+    """Of Gemma 3's layers with a window: never scaled."""
+    if family != "gemma3":
+        return None
+    base = fields.number(f"{family}.rope.freq_base_swa", 1.0, 1e12, GEMMA_LOCAL_ROPE_BASE)
+    return Rope(head_dim, base, context)
+
+
+def _windows(fields: Fields, family: str, layers: int) -> tuple[int, ...]:
+    """Keys each layer reads back: all layers alike, but for Gemma 3."""
+    window = fields.integer(f"{family}.attention.sliding_window", LIMITS["context"], 0, least=0)
+    if not window:
+        return ()
+    if family != "gemma3":
+        return (window,) * layers
+    key = f"{family}.attention.sliding_window_pattern"
+    listed = fields.values.get(key)
+    if isinstance(listed, np.ndarray):  # which layers have the window
+        if listed.dtype != np.bool_ or listed.shape != (layers,):
+            raise UserError(f"{fields.source}: {key} must say true or false for each of {layers} layers.")
+        return tuple(window if local else 0 for local in listed.tolist())
+    pattern = fields.integer(key, LIMITS["layers"], GEMMA_PATTERN)
+    return tuple(window if (layer + 1) % pattern else 0 for layer in range(layers))
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], spec: ModelSpec, source: str) -> Tokenizer | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +53,23 @@ def _llama3(frequency: Floats, factor: float, low: float, high: float, context: 
     return np.where(middle, blended, scaled).astype(np.float32)
 
 
+# What every model of a family has, whatever its file says.
+TRAITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "qwen2": {"qkv_bias": True},
+        "qwen3": {"qk_norm": True},
+        "gemma3": {"qk_norm": True, "post_norms": True},
+    }
+)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """`heads * head_dim` need not equal `width` (A8). windows[i]: keys layer i reads back, 0 for all."""
+    """`heads * head_dim` need not equal `width` (A8). windows[i]: keys layer i reads back, 0 for all.
+
+    local_rope: of layers with a window, where it differs. query_pre_scale: the number whose square root divides the
+    scores, 0 for head_dim. qk_norm, post_norms: layers have these gains.
+    """
 
     family: str  # file stem in models/
     name: str
@@ -73,3 +90,18 @@ class ModelSpec:
     bos: int | None = None
     eos: tuple[int, ...] = ()
     add_bos: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    local_rope: Rope | None = None
+    query_pre_scale: float = 0.0
+
+    @property
+    def query_scale(self) -> float:
+        """What multiplies the scores of attention."""
+        return 1 / math.sqrt(self.query_pre_scale or self.head_dim)
+
+    def window_of(self, layer: int) -> int:
+        return self.windows[layer] if self.windows else 0
+
+    def rope_of(self, layer: int) -> Rope:
+        return self.local_rope if self.local_rope is not None and self.window_of(layer) else self.rope

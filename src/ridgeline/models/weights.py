@@ -32,6 +32,10 @@ class LayerWeights:
     q_bias: StoredWeight | None = None
     k_bias: StoredWeight | None = None
     v_bias: StoredWeight | None = None
+    q_norm: StoredWeight | None = None
+    k_norm: StoredWeight | None = None
+    post_attend_norm: StoredWeight | None = None
+    post_mlp_norm: StoredWeight | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +74,8 @@ GGUF_NAMES = {
     "attend_norm": "attn_norm.weight", "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight",
     "o": "attn_output.weight", "mlp_norm": "ffn_norm.weight", "gate": "ffn_gate.weight", "up": "ffn_up.weight",
     "down": "ffn_down.weight", "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
+    "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight",
+    "post_attend_norm": "post_attention_norm.weight", "post_mlp_norm": "post_ffw_norm.weight",
     "layer": "blk.{}.",
 }  # fmt: skip
 HF_NAMES = {
@@ -78,7 +84,12 @@ HF_NAMES = {
     "v": "self_attn.v_proj.weight", "o": "self_attn.o_proj.weight", "mlp_norm": "post_attention_layernorm.weight",
     "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
     "q_bias": "self_attn.q_proj.bias", "k_bias": "self_attn.k_proj.bias", "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
     "layer": "model.layers.{}.",
+}  # fmt: skip
+HF_POST_NORMS = {  # with norms on both sides, "post_attention_layernorm" is what it says
+    "post_attend_norm": "post_attention_layernorm.weight", "mlp_norm": "pre_feedforward_layernorm.weight",
+    "post_mlp_norm": "post_feedforward_layernorm.weight",
 }  # fmt: skip
 # Tables that older writers stored and that follow from the spec: dropped knowingly. (`rope_freqs` of Llama 3.1 GGUF
 # files is not one of them: it is read into the spec.)
@@ -93,7 +104,18 @@ def layer_shapes(spec: ModelSpec) -> dict[str, Shape]:
         "o": (spec.width, q), "mlp_norm": (1, spec.width), "gate": (spec.ffn, spec.width), "up": (spec.ffn, spec.width),
         "down": (spec.width, spec.ffn),
     }  # fmt: skip
-    return shapes | ({"q_bias": (1, q), "k_bias": (1, kv), "v_bias": (1, kv)} if spec.qkv_bias else {})
+    if spec.qkv_bias:
+        shapes |= {"q_bias": (1, q), "k_bias": (1, kv), "v_bias": (1, kv)}
+    if spec.qk_norm:
+        shapes |= {"q_norm": (1, spec.head_dim), "k_norm": (1, spec.head_dim)}
+    if spec.post_norms:
+        shapes |= {"post_attend_norm": (1, spec.width), "post_mlp_norm": (1, spec.width)}
+    return shapes
+
+
+def hf_names(spec: ModelSpec) -> Mapping[str, str]:
+    """What Hugging Face files call each role."""
+    return HF_NAMES | HF_POST_NORMS if spec.post_norms else HF_NAMES
 
 
 def outer_shapes(spec: ModelSpec) -> dict[str, Shape]:

@@ -5,6 +5,7 @@ from .add import ADD
 from .attend import ATTEND
 from .embed import EMBED
 from .gather import GATHER
+from .head_norm import HEAD_NORM
 from .linear import HEAD, LINEAR
 from .norm import NORM
 from .op import Op
@@ -12,5 +13,5 @@ from .rope import ROPE
 from .sample import SAMPLE
 
 KINDS: dict[str, Op] = {
-    op.kind: op for op in (EMBED, NORM, LINEAR, ROPE, ATTEND, ACTIVATION, ADD, GATHER, HEAD, SAMPLE)
+    op.kind: op for op in (EMBED, NORM, LINEAR, HEAD_NORM, ROPE, ATTEND, ACTIVATION, ADD, GATHER, HEAD, SAMPLE)
 }

@@ -18,6 +18,7 @@ from .attend import ATTEND
 from .batch import BatchShape
 from .embed import EMBED
 from .gather import GATHER
+from .head_norm import HEAD_NORM
 from .linear import HEAD, LINEAR
 from .norm import NORM
 from .op import LOGITS, TOKENS, Line, Op, Value
@@ -97,6 +98,13 @@ class Recorder:
         attributes = {"parts": len(weights), "biased": tuple(b is not None for b in biases or (None,) * len(weights))}
         return self._add(LINEAR, name, (x,), x.rows, sum(w.rows for w in weights), (*weights, *kept), attributes)
 
+    def head_norm(
+        self, qkv: Value, gains: tuple[Weight, Weight], heads: int, kv_heads: int, head_dim: int, eps: float
+    ) -> Value:
+        """RMS norm of each q head (gains[0]) and k head (gains[1]) of [tokens, (heads + 2 kv_heads) head_dim]."""
+        shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "eps": eps}
+        return self._add(HEAD_NORM, "head_norm", (qkv,), qkv.rows, qkv.width, gains, shape)
+
     def rope(self, qkv: Value, heads: int, kv_heads: int, head_dim: int, rope: Any) -> Value:
         """Rotate the q and k heads of [tokens, (heads + 2 kv_heads) head_dim]; rope: models.spec.Rope."""
         shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rope": rope}
@@ -157,6 +165,7 @@ class Recorder:
 FUSED = (
     ("norm", "linear", "activation"),
     ("norm", "linear"),
+    ("head_norm", "rope", "attend"),
     ("rope", "attend"),
     ("linear", "add"),
 )

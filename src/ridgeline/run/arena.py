@@ -53,7 +53,7 @@ def fused_adds(program: Program, bodies: tuple[str, ...]) -> dict[int, int]:
 
 
 def plan_arena(program: Program, bodies: tuple[str, ...], limits: StepLimits, quantised: Collection[int]) -> Arena:
-    """First-fit over live intervals. Rotation happens in place; a fused sum overwrites its residual."""
+    """First-fit over live intervals. rope and head_norm work in place; a fused sum overwrites its residual."""
     last_read = {value.id: -1 for value in program.values}
     for line in program:
         for value in line.inputs:
@@ -67,7 +67,7 @@ def plan_arena(program: Program, bodies: tuple[str, ...], limits: StepLimits, qu
         if last_read[residual.id] == add:
             home[program.lines[add].output.id] = residual.id
     for line in program:
-        if line.op.kind == "rope" and last_read[line.inputs[0].id] == line.index:
+        if line.op.kind in ("rope", "head_norm") and last_read[line.inputs[0].id] == line.index:
             home[line.output.id] = line.inputs[0].id
 
     def root(value_id: int) -> int:

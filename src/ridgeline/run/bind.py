@@ -15,7 +15,9 @@ from ridgeline.ops.op import Line
 from ridgeline.ops.program import Program
 
 BODIES = ("cpp", "torch")
-NATIVE_KINDS = frozenset(("embed", "norm", "linear", "rope", "attend", "activation", "add", "gather", "head", "sample"))
+NATIVE_KINDS = frozenset(
+    ("embed", "norm", "head_norm", "linear", "rope", "attend", "activation", "add", "gather", "head", "sample")
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def lacking(line: Line) -> str:
     if line.op.kind not in NATIVE_KINDS:
         return f"no native body for {line.op.kind}"
     for weight in line.weights[: line.attributes.get("parts", 1)]:
-        if line.op.kind != "norm" and weight.format.name not in NATIVE_FORMATS:
+        if line.op.kind not in ("norm", "head_norm") and weight.format.name not in NATIVE_FORMATS:
             return f"no native body for weights in {weight.format.name}"
     storage = line.attributes.get("storage")
     if storage is not None and getattr(storage, "native", -1) < 0:

@@ -21,6 +21,7 @@ QUANTISED_FORMATS = frozenset(("q8_0", "q4_1"))
 OPCODES = {
     "embed": native.RL_EMBED,
     "norm": native.RL_NORM,
+    "head_norm": native.RL_HEAD_NORM,
     "linear": native.RL_LINEAR,
     "head": native.RL_LINEAR,
     "rope": native.RL_ROPE,
@@ -115,11 +116,14 @@ class Emitter:
 
     def _norm(self, instruction: Any, line: Line) -> None:
         instruction.eps = line.attributes["eps"]
-        gain = self.weights.vector(line.weights[0])
-        instruction.weight[0].data = gain.ctypes.data
-        instruction.weight[0].bytes = gain.nbytes
-        instruction.weight[0].format = native.RL_F32
-        instruction.weight[0].rows, instruction.weight[0].columns = 1, len(gain)
+        for slot, weight in zip(instruction.weight, line.weights, strict=False):
+            gain = self.weights.vector(weight)
+            slot.data, slot.bytes, slot.format = gain.ctypes.data, gain.nbytes, native.RL_F32
+            slot.rows, slot.columns = 1, len(gain)
+
+    def _head_norm(self, instruction: Any, line: Line) -> None:
+        self._heads(instruction, line)
+        self._norm(instruction, line)
 
     def _linear(self, instruction: Any, line: Line) -> None:
         parts = line.attributes["parts"]

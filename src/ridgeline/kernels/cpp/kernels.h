@@ -17,7 +17,7 @@ struct Step {
 typedef void (*Kernel)(Worker& worker, const Step& step, const RlInstr& in);
 
 struct Kernels {
-  Kernel op[RL_SAMPLE + 1];  // indexed by RlOp; 0 is unused
+  Kernel op[RL_OP_END];  // indexed by RlOp; 0 is unused
   double (*read)(const void* data, int64_t bytes);                   // a checksum, so that nothing is optimised away
   double (*arithmetic)(int kind, int64_t iterations, double* operations);  // likewise; kinds of rl_measure_flops
 };

@@ -1,8 +1,34 @@
-// norm: x * rsqrt(mean(x^2) + eps) * gain, one row by one thread.
+// norm: x * rsqrt(mean(x^2) + eps) * gain, one row by one thread; head_norm: the same for each q and k head of a row.
 // Idea: four vector accumulators in a fixed order, then a fixed tree; the quantised copy is written while the row is hot.
 #include "quantise.h"
 
 namespace ridgeline::RL_ISA {
+namespace {
+
+RL_INLINE void norm_row(const float* x, const float* gain, float* out, int64_t width, float eps) {
+  F squares[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= width; i += 4 * LANES) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      F v = load(x + i + j * LANES);
+      squares[j] = fma(v, v, squares[j]);
+    }
+  }
+  for (; i < width; i += LANES) {
+    F v = width - i < LANES ? load_part(x + i, static_cast<int>(width - i)) : load(x + i);
+    squares[0] = fma(v, v, squares[0]);
+  }
+  float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(width);
+  F factor = splat(1.0f / sqrtf(mean + eps));
+  for (i = 0; i + LANES <= width; i += LANES) store(out + i, load(x + i) * factor * load(gain + i));
+  if (i < width) {
+    int n = static_cast<int>(width - i);
+    store_part(out + i, load_part(x + i, n) * factor * load_part(gain + i, n), n);
+  }
+}
+
+}  // namespace
 
 void norm(Worker& worker, const Step& step, const RlInstr& in) {
   const int64_t width = in.width_out;
@@ -10,28 +36,24 @@ void norm(Worker& worker, const Step& step, const RlInstr& in) {
   int64_t begin, end;
   share(row_count(step, in), worker, begin, end);
   for (int64_t row = begin; row < end; row++) {
+    float* out = floats(step, in.out) + row * width;
+    norm_row(floats(step, in.in) + row * width, gain, out, width, in.eps);
+    finish_row(step, in, row, out);
+  }
+}
+
+void head_norm(Worker& worker, const Step& step, const RlInstr& in) {
+  const int64_t width = in.width_out, dim = in.head_dim, normed = (static_cast<int64_t>(in.heads) + in.kv_heads) * dim;
+  const float* q_gain = static_cast<const float*>(in.weight[0].data);
+  const float* k_gain = static_cast<const float*>(in.weight[1].data);
+  int64_t begin, end;
+  share(row_count(step, in), worker, begin, end);
+  for (int64_t row = begin; row < end; row++) {
     const float* x = floats(step, in.in) + row * width;
     float* out = floats(step, in.out) + row * width;
-    F squares[4] = {};
-    int64_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) {
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) {
-        F v = load(x + i + j * LANES);
-        squares[j] = fma(v, v, squares[j]);
-      }
-    }
-    for (; i < width; i += LANES) {
-      F v = width - i < LANES ? load_part(x + i, static_cast<int>(width - i)) : load(x + i);
-      squares[0] = fma(v, v, squares[0]);
-    }
-    float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(width);
-    F factor = splat(1.0f / sqrtf(mean + in.eps));
-    for (i = 0; i + LANES <= width; i += LANES) store(out + i, load(x + i) * factor * load(gain + i));
-    if (i < width) {
-      int n = static_cast<int>(width - i);
-      store_part(out + i, load_part(x + i, n) * factor * load_part(gain + i, n), n);
-    }
+    for (int h = 0; h < in.heads + in.kv_heads; h++)
+      norm_row(x + h * dim, h < in.heads ? q_gain : k_gain, out + h * dim, dim, in.eps);
+    if (out != x) memcpy(out + normed, x + normed, (width - normed) * 4);
     finish_row(step, in, row, out);
   }
 }

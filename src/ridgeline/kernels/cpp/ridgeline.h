@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 1
+#define RL_ABI_VERSION 2
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -30,7 +30,9 @@ enum RlOp {
   RL_ACTIVATION = 6,  // out = act(in[:, :w]) * in[:, w:], w = width_out
   RL_ADD = 7,         // out = in + in2
   RL_GATHER = 8,      // out[r] = in[logit_token[r]]
-  RL_SAMPLE = 9       // choose or score a token per logit row of `in`
+  RL_SAMPLE = 9,      // choose or score a token per logit row of `in`
+  RL_HEAD_NORM = 10,  // norm of each q head (gain weight[0]) and k head (weight[1], f32 vectors) of a qkv row; v as it is
+  RL_OP_END
 };
 enum RlActivation { RL_SILU = 0, RL_GELU_TANH = 1 };
 enum RlFlag { RL_ROPE_INTERLEAVED = 1 };

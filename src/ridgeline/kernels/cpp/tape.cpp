@@ -131,7 +131,7 @@ Fault check_pool(const RlInstr& in, const RlPool* pool) {
 // pages_checked: the batch's pages were found good for an earlier layer of this window.
 Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t scratch_bytes, int threads,
             bool pages_checked) {
-  if (in.op < RL_EMBED || in.op > RL_SAMPLE) return BAD_OPERATION;
+  if (in.op < RL_EMBED || in.op >= RL_OP_END) return BAD_OPERATION;
   if (in.width_out < 1 || (in.out < 0 && in.op != RL_SAMPLE)) return BAD_BUFFER;
   if (in.out > 0 && in.out % 64) return BAD_BUFFER;
   if ((in.in > 0 && in.in % 64) || (in.in2 > 0 && in.in2 % 64) || (in.in_quant > 0 && in.in_quant % 64)) return BAD_BUFFER;
@@ -144,6 +144,11 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t
       return batch.token_ids ? check_batch_for(in, batch) : BAD_BATCH;
     case RL_NORM: return in.weight[0].data && in.weight[0].columns == in.width_out ? Fault(0) : BAD_WEIGHT;
     case RL_LINEAR: return check_linear(in);
+    case RL_HEAD_NORM:
+      if (in.heads < 1 || in.kv_heads < 0 || in.head_dim < 1 || in.width_in != qkv || in.width_out != qkv) return BAD_HEADS;
+      for (int p = 0; p < 2; p++)
+        if (!in.weight[p].data || in.weight[p].columns != in.head_dim) return BAD_WEIGHT;
+      return Fault(0);
     case RL_ROPE:
       if (!in.rope_cos || !in.rope_sin || !batch.positions) return BAD_ARGUMENT;
       if (in.rotary_dim < 2 || in.rotary_dim % 2 || in.rotary_dim > in.head_dim || in.width_out != qkv) return BAD_HEADS;
@@ -174,7 +179,9 @@ struct Span {
 Span span(int64_t offset, int64_t bytes) { return offset < 0 ? Span{0, 0} : Span{offset, offset + bytes}; }
 bool meet(Span a, Span b) { return a.begin < b.end && b.begin < a.end; }
 
-bool row_wise(int op) { return op == RL_EMBED || op == RL_NORM || op == RL_ROPE || op == RL_ACTIVATION || op == RL_ADD; }
+bool row_wise(int op) {
+  return op == RL_EMBED || op == RL_NORM || op == RL_HEAD_NORM || op == RL_ROPE || op == RL_ACTIVATION || op == RL_ADD;
+}
 
 // Row-wise operators give the same rows to the same thread (share()), so the next one may start without a barrier unless
 // it writes where the one before still reads for other rows (a buffer used again at another width).
