@@ -54,13 +54,16 @@ def unpacked(format_name: str, data: npt.NDArray[np.uint8], rows: int, columns: 
     return FORMATS.get(format_name).unpack(data, rows, columns)
 
 
+LEVELS = np.float32(127 * 128)  # of the activations' two int8 planes (cpp/quantise.h)
+
+
 def quantised(x: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
-    """(values the integer linears see, scales): int8 per group of 32 by the largest magnitude, ties to even."""
+    """(values the integer linears see, scales): 15 bits per group of 32 by the largest magnitude, ties to even."""
     groups = x.reshape(len(x), -1, GROUP)
     peak = np.abs(groups).max(-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(peak > 0, np.float32(127) / peak, np.float32(0)).astype(np.float32)
-    scales = (peak / np.float32(127)).astype(np.float32)
+        inverse = np.where(peak > 0, LEVELS / peak, np.float32(0)).astype(np.float32)
+    scales = (peak / LEVELS).astype(np.float32)
     whole = np.rint(groups * inverse)
     return (whole.astype(np.float64) * scales).reshape(x.shape), scales[..., 0]
 
@@ -84,7 +87,7 @@ class Arena:
         return offset
 
     def quantised_room(self, rows: int, width: int) -> int:
-        return self.room(rows * ((width + width // GROUP * 8 + 63) // 64 * 64))
+        return self.room(rows * ((2 * (width + width // GROUP * 8) + 63) // 64 * 64))
 
     def make(self) -> None:
         self.data = native.aligned(self.size)
@@ -233,17 +236,20 @@ def attend(
 def check_quantised(arena: Arena, offset: int, rows: Floats) -> None:
     """The quantised copy at `offset` is that of `rows` (layout: cpp/quantise.h): same scales, values and offsets."""
     count, width = rows.shape
-    panel = 12 if native.isa().startswith("avx512") else 4
+    panel = 6 if native.isa().startswith("avx512") else 4
+    row_bytes = 2 * (width + width // 4)
     expected, expected_scales = quantised(rows)
     for first in range(0, count, panel):
         inside = min(panel, count - first)
-        begin = offset + first * (width + width // 4)
-        raw = arena.data[begin : begin + inside * (width + width // 4)].reshape(width // GROUP, 40 * inside)
-        values = raw[:, : 32 * inside].view(np.int8).reshape(-1, 8, inside, 4).transpose(2, 0, 1, 3)
-        values = values.reshape(inside, width).astype(np.int32)
-        scales = np.ascontiguousarray(raw[:, 32 * inside : 36 * inside]).view(np.float32).T
-        offsets = np.ascontiguousarray(raw[:, 36 * inside :]).view(np.int32).T
+        begin, lanes = offset + first * row_bytes, 2 * inside  # high and low plane of each row
+        raw = arena.data[begin : begin + inside * row_bytes].reshape(width // GROUP, 40 * lanes)
+        planes = raw[:, : 32 * lanes].view(np.int8).reshape(-1, 8, lanes, 4).transpose(2, 0, 1, 3)
+        planes = planes.reshape(lanes, width).astype(np.int32)
+        scales = np.ascontiguousarray(raw[:, 32 * lanes : 36 * lanes]).view(np.float32).T
+        offsets = np.ascontiguousarray(raw[:, 36 * lanes :]).view(np.int32).T
         here = slice(first, first + inside)
-        np.testing.assert_array_equal(scales, expected_scales[here])
-        np.testing.assert_array_equal(offsets, -128 * values.reshape(inside, -1, GROUP).sum(-1))
-        np.testing.assert_array_equal(values * np.repeat(scales.astype(np.float64), GROUP, 1), expected[here])
+        np.testing.assert_array_equal(scales[1::2], expected_scales[here])
+        np.testing.assert_array_equal(scales[::2], 128 * expected_scales[here])
+        np.testing.assert_array_equal(offsets, -128 * planes.reshape(lanes, -1, GROUP).sum(-1))
+        values = 128 * planes[::2] + planes[1::2]
+        np.testing.assert_array_equal(values * np.repeat(scales[1::2].astype(np.float64), GROUP, 1), expected[here])

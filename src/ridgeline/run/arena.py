@@ -38,8 +38,8 @@ class Arena:
 
 
 def quantised_row_bytes(width: int) -> int:
-    """int8 values, then an f32 scale and an f32 sum per group of 32 (kernels/cpp/ridgeline.h)."""
-    return _align(width + width // GROUP * 8)
+    """Two int8 planes, each with an f32 scale and an int32 sum per group of 32 (kernels/cpp/quantise.h)."""
+    return _align(2 * (width + width // GROUP * 8))
 
 
 def fused_adds(program: Program, bodies: tuple[str, ...]) -> dict[int, int]:

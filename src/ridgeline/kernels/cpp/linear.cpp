@@ -2,7 +2,8 @@
 // Idea: a block of R rows (tokens) x T units (LANES weight rows each) keeps its sums in registers while the packed tile
 // streams by once. Promise 1: for one output the sequence of operations over k is the same in every R x T variant
 //   f32, bf16:  two sums (even k, odd k), added at the end
-//   q8_0, q4_1: per group of 32 an exact integer dot, then sum = fma(d_w * d_a, dot, sum); q4_1 adds fma(m_w, d_a * sum q, .)
+//   q8_0, q4_1: per group of 32 an exact integer dot of each plane (high, low), each then sum = fma(d_w * d_a, dot, sum);
+//               q4_1 adds fma(m_w, sum of both planes' d_a * sum q, .)
 // so neither the number of rows, nor threads, nor tiles beside it can change a bit.
 // A block of few rows streams one tile and prefetches it (the weights come from memory once: one stream at a time beats
 // two, KERNELS.md §2); integer blocks take up to PANEL rows of one unit, float ones up to HOT_ROWS of two.
@@ -309,12 +310,13 @@ RL_INLINE void dot_groups(const Reads& from, const uint8_t* const (&tile)[T], co
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) out[r][t] = splat(0.0f);
+  constexpr int V = PLANES * R;  // high and low planes are lanes of their own
   const int64_t groups = from.columns / RL_GROUP;
   const uint8_t* q = from.panel;
   for (int64_t g = 0; g < groups; g++, q += R * PANEL_GROUP) {
     const int64_t scales = Q4 ? g * 320 : q8_scales(g), quants = Q4 ? g * 320 + 64 : q8_quants(g, groups);
     const uint8_t* w[T];
-    F scale[T], dot[R][T];
+    F scale[T], dot[V][T];
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
       w[t] = tile[t] + quants + lane[t] * 4;
@@ -323,16 +325,19 @@ RL_INLINE void dot_groups(const Reads& from, const uint8_t* const (&tile)[T], co
 #pragma GCC unroll 9
     for (int line = 0; line < (Q4 ? 320 : 544); line += 64) fetch<FETCH>(tile[0] + quants + line);
     if constexpr (Q4)
-      group_q4<R, T>(w, q, dot);
+      group_q4<V, T>(w, q, dot);
     else
-      group_q8<R, T>(w, q, dot);
+      group_q8<V, T>(w, q, dot);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-      for (int t = 0; t < T; t++) out[r][t] = fma(scale[t] * splat(scale_of<R>(q, r)), dot[r][t], out[r][t]);
+      for (int t = 0; t < T; t++) {
+        out[r][t] = fma(scale[t] * splat(scale_of<V>(q, PLANES * r)), dot[PLANES * r][t], out[r][t]);
+        out[r][t] = fma(scale[t] * splat(scale_of<V>(q, PLANES * r + 1)), dot[PLANES * r + 1][t], out[r][t]);
+      }
     if constexpr (Q4) {
       float sums[16];
-      weighted_sums<R>(q, sums);
+      weighted_sums<V>(q, sums);
       F least[T];
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++)
@@ -340,7 +345,8 @@ RL_INLINE void dot_groups(const Reads& from, const uint8_t* const (&tile)[T], co
 #pragma GCC unroll 12
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int t = 0; t < T; t++) out[r][t] = fma(least[t], splat(sums[r]), out[r][t]);
+        for (int t = 0; t < T; t++)
+          out[r][t] = fma(least[t], splat(sums[PLANES * r] + sums[PLANES * r + 1]), out[r][t]);
     }
   }
 }

@@ -46,7 +46,7 @@ typedef struct {
 } RlWeight;
 
 // One instruction. Offsets are bytes into the arena; -1: absent. A buffer holds [rows][width] f32, rows = tokens of
-// the batch, or logit rows when per_logit_row. A quantised buffer takes rows * round_up(width + width/32*8, 64) bytes;
+// the batch, or logit rows when per_logit_row. A quantised buffer takes rows * round_up(2 * (width + width/32*8), 64) bytes;
 // its layout is the kernels' own and differs between instruction sets (quantise.h).
 typedef struct {
   int32_t op, line;          // line: which entry of line_ns is billed
