@@ -7,6 +7,7 @@ import pytest
 
 from ridgeline.kernels import native
 from ridgeline.kernels.packing import NATIVE_FORMATS, pack
+from ridgeline.kit.errors import InvariantError
 
 from .steps import Arena, Batch, check_quantised, instruction, random_weight, run, set_weight, unpacked
 
@@ -62,6 +63,22 @@ def test_norm_of_heads(isa, teams, heads, kv_heads, dim, count, in_place) -> Non
     np.testing.assert_allclose(got[:, :heads], expected[:, :heads] * q_gain, rtol=2e-6, atol=0)
     np.testing.assert_allclose(got[:, heads:normed], expected[:, heads:normed] * k_gain, rtol=2e-6, atol=0)
     np.testing.assert_array_equal(got[:, normed:], x.reshape(count, -1, dim)[:, normed:])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"heads": 3}, "heads"), ({"head_dim": 0}, "heads"), ({"width_out": 64}, "heads"), ({"gain": 32}, "weight")],
+)
+def test_a_norm_of_heads_that_does_not_fit_is_refused(teams, change, words) -> None:
+    shape = {"width_in": 256, "width_out": 256, "heads": 2, "kv_heads": 1, "head_dim": 64, "gain": 64} | change
+    gain, arena = normal(64), Arena()
+    columns = shape.pop("gain")
+    source = arena.place(normal(2, 256))
+    op = instruction(native.RL_HEAD_NORM, source=source, out=source, eps=1e-6, **shape)
+    for slot in range(2):
+        op.weight[slot].data, op.weight[slot].columns = gain.ctypes.data, columns
+    with pytest.raises(InvariantError, match=words):
+        run(teams(1), [op], arena, Batch(2), kept=gain)
 
 
 @pytest.mark.parametrize("name", NATIVE_FORMATS)
