@@ -3,6 +3,8 @@
 A composition root: joins models (tokenizer), text (templates, stop strings) and engine (client). Owns no policy.
 """
 
+# size: the public face: one method a thing a person asks for
+
 from __future__ import annotations
 
 import asyncio
@@ -166,7 +168,9 @@ class LLM:
         """Token ids of a conversation, ready for an answer."""
         template = self._described.chat_template
         if template is None:
-            raise UserError(f"{self.config.model} has no chat template; continue plain text instead (run --raw, or generate).")
+            raise UserError(
+                f"{self.config.model} has no chat template; use generate() with plain text (in the shell: --raw)."
+            )
         text = render_chat(template, messages, tokenizer=self.tokenizer)
         return tuple(self.tokenizer.encode(text, add_bos=False, special=True))
 

@@ -1,4 +1,4 @@
-"""Tiny random models that run through the real engine, for tests of exactness. Random weights: no quality is claimed."""
+"""Tiny random models that run through the real engine, for tests of exactness. No quality is claimed."""
 
 import json
 from collections.abc import Iterable

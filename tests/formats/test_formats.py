@@ -124,4 +124,4 @@ def test_weights_convert_and_describe():
     with pytest.raises(InvariantError):
         described.unpack()
     with pytest.raises(UserError, match=r"w to q4_k.*written"):
-        convert(StoredWeight("w", 1, 256, FORMATS.get("f32"), np.zeros(1024, np.uint8)), FORMATS.get("q4_k")).data
+        convert(StoredWeight("w", 1, 256, FORMATS.get("f32"), np.zeros(1024, np.uint8)), FORMATS.get("q4_k")).unpack()

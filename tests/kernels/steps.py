@@ -1,5 +1,7 @@
 """One-operator steps for kernel tests: NumPy arrays in, NumPy arrays out, through rl_execute like everything else."""
 
+# size: builders of native steps take what the native structs hold
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """embed, norm, rope, activation, add, gather: against NumPy in float64, alone and chained without barriers."""
 
+# size: parametrised over shapes
+
 from __future__ import annotations
 
 import numpy as np

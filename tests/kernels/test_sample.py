@@ -1,5 +1,7 @@
 """sample: equal to the statement in ops/sample.py, written out here in float64 NumPy."""
 
+# size: every sampling option is an argument
+
 from __future__ import annotations
 
 import dataclasses

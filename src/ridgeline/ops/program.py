@@ -3,6 +3,8 @@
 It is executed, counted, timed, simulated and drawn; nothing about a model is written twice (DESIGN §2).
 """
 
+# size: one recorder method an operator kind
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

@@ -8,6 +8,7 @@
 // A block of few rows streams one tile and prefetches it (the weights come from memory once: one stream at a time beats
 // two, KERNELS.md §2); integer blocks take up to PANEL rows of one unit, float ones up to HOT_ROWS of two.
 // Measured numbers: docs/findings (command: ridgeline doctor, bench/).
+// size: one operator; every instruction set's inner loops stand beside each other to be compared
 #include "quantise.h"
 
 namespace ridgeline::RL_ISA {
