@@ -130,7 +130,14 @@ def ttft_s(result: Json) -> float | None:
 
 
 def weight_bytes(result: Json) -> float | None:
-    return result.get("weight_bytes") or result.get("bench", {}).get("weight_bytes")
+    ours, theirs = result.get("facts", {}), result.get("bench", {})
+    return result.get("weight_bytes") or ours.get("resident_weight_bytes") or theirs.get("weight_bytes")
+
+
+def build_of(result: Json) -> str:
+    """How an engine was built, or which of its kernels ran."""
+    facts = result.get("facts")
+    return f"{facts['body']} kernels for {facts['isa']}" if facts else str(result.get("build", ""))
 
 
 def rows_of(workload: str, engine: Engine, bandwidth: float) -> Iterator[Json]:
@@ -211,13 +218,14 @@ def main() -> None:
                 for engine in contestants:
                     run = Run(repetition, *measured(engine.command(path)))
                     engine.runs.setdefault(name, []).append(run)
-                    print(f"{repetition} {name} {engine.name}: {run.result['summary']}", file=sys.stderr, flush=True)
+                    rate = summary_rate(run.result)
+                    print(f"{repetition} {name} {engine.name}: {rate:.1f} tokens/s", file=sys.stderr, flush=True)
     bandwidth = statistics.median(bandwidths)
     rows = [
         row for name in options.workloads.split(",") for one in contestants for row in rows_of(name, one, bandwidth)
     ]
     print_table(rows, bandwidth)
-    builds = {engine.name: next(iter(engine.runs.values()))[0].result.get("build", "") for engine in contestants}
+    builds = {engine.name: build_of(next(iter(engine.runs.values()))[0].result) for engine in contestants}
     print("\n".join(f"{name}: {build}" for name, build in builds.items() if build))
     document = {
         "schema": "ridgeline.bench.first_speed_table/1", "model": options.model.name, "threads": options.threads,
