@@ -84,7 +84,7 @@ def logits(prompt: tuple[int, ...], **options: Any) -> Logits:
     try:
         rows = tuple(LogitRow(at, at + 1, Sampling()) for at in range(len(prompt)))
         blocks = np.arange(-(-len(prompt) // engine.facts.block_tokens), dtype=np.int32)
-        engine.runner.collect(engine.runner.submit(StepPlan((Entry(0, 0, prompt, blocks, rows),))))
+        engine.runner.collect(engine.runner.submit(StepPlan((Entry(0, 0, prompt, (blocks,), rows),))))
         return engine.runner.last_logits(len(prompt))  # type: ignore[attr-defined,no-any-return]
     finally:
         engine.close()

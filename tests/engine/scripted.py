@@ -72,11 +72,11 @@ class ScriptedRunner:
         state = EMPTY
         if entry.start:
             before = entry.start - 1
-            state = int(self.states[entry.blocks[before // BLOCK_TOKENS], before % BLOCK_TOKENS])
+            state = int(self.states[entry.blocks[0][before // BLOCK_TOKENS], before % BLOCK_TOKENS])
         states = []
         for position, token in enumerate(entry.tokens, entry.start):
             state = follow(state, token)
-            self.states[entry.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS] = state
+            self.states[entry.blocks[0][position // BLOCK_TOKENS], position % BLOCK_TOKENS] = state
             states.append(state)
         self.computed[entry.sequence] = entry.start + len(entry.tokens)
         return tuple(self.answer(row, states[row.offset]) for row in entry.rows)
@@ -101,8 +101,8 @@ class ScriptedRunner:
         seen: set[int] = set()
         for entry in entries:
             self.check_entry(entry)
-            blocks = set(entry.blocks.tolist())
-            if len(blocks) != len(entry.blocks) or blocks & seen:
+            blocks = set(entry.blocks[0].tolist())
+            if len(blocks) != len(entry.blocks[0]) or blocks & seen:
                 raise Broken("a block is shared")
             seen |= blocks
 
@@ -114,9 +114,9 @@ class ScriptedRunner:
             raise Broken("an entry without tokens, or past the context")
         if self.options.chunk is not None and len(entry.tokens) > self.options.chunk:
             raise Broken("an entry over the chunk size")
-        if len(entry.blocks) * BLOCK_TOKENS < entry.start + len(entry.tokens) or entry.blocks.dtype != np.int32:
+        if len(entry.blocks[0]) * BLOCK_TOKENS < entry.start + len(entry.tokens) or entry.blocks[0].dtype != np.int32:
             raise Broken("a block table that does not hold the entry")
-        if any(block < 0 or block >= len(self.states) for block in entry.blocks.tolist()):
+        if any(block < 0 or block >= len(self.states) for block in entry.blocks[0].tolist()):
             raise Broken("a block that is none")
         if any(not 0 <= row.offset < len(entry.tokens) for row in entry.rows):
             raise Broken("a row outside its entry")

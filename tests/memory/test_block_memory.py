@@ -23,16 +23,16 @@ def test_paging_wastes_less_than_a_block(steps: list[int]) -> None:
     memory = BlockMemory(BlockPool(64), context=1000)
     sequence = sequence_of(0)
     for step in steps:
-        if not memory.reserve(sequence, step):
+        if not memory.reserve(sequence, sequence.tokens_computed, step):
             assert blocks_for(sequence.tokens_computed + step) > 64
             continue
         sequence.tokens_computed += step
         waste = memory.holds(sequence) * BLOCK_TOKENS - sequence.tokens_computed
         assert 0 <= waste < BLOCK_TOKENS
-        table = memory.blocks_of(sequence)
+        table = memory.blocks_of(sequence)[0]
         assert table.dtype == np.int32 and len(set(table.tolist())) == memory.holds(sequence)
         memory.check()
-    memory.release(sequence)
+    memory.release(sequence, 0)
     memory.check()
     assert memory.pool.held_blocks == 0
 
@@ -40,18 +40,18 @@ def test_paging_wastes_less_than_a_block(steps: list[int]) -> None:
 def test_old_tables_stay_valid_while_new_ones_grow() -> None:
     memory = BlockMemory(BlockPool(64), context=1000)
     sequence = sequence_of(0)
-    assert memory.reserve(sequence, 20)
-    old = memory.blocks_of(sequence)
+    assert memory.reserve(sequence, sequence.tokens_computed, 20)
+    old = memory.blocks_of(sequence)[0]
     before = old.tolist()
-    assert memory.reserve(sequence, 900)
-    assert old.tolist() == before == memory.blocks_of(sequence)[:2].tolist()
+    assert memory.reserve(sequence, sequence.tokens_computed, 900)
+    assert old.tolist() == before == memory.blocks_of(sequence)[0][:2].tolist()
 
 
 def test_a_failed_reservation_changes_nothing() -> None:
     memory = BlockMemory(BlockPool(4), context=1000)
     first, second = sequence_of(0), sequence_of(1)
-    assert memory.reserve(first, 33)
-    assert not memory.reserve(second, 17)
+    assert memory.reserve(first, 0, 33)
+    assert not memory.reserve(second, 0, 17)
     assert memory.holds(second) == 0 and memory.pool.free_blocks == 1
     memory.check()
 
@@ -60,11 +60,11 @@ def test_contiguous_reserves_the_longest_output_in_neighbouring_blocks() -> None
     memory = BlockMemory(BlockPool(9), context=1000, contiguous=True)
     sequences = [sequence_of(number, 20, 29) for number in range(3)]  # at most 48 computed tokens: 3 blocks
     for number, sequence in enumerate(sequences):
-        assert memory.reserve(sequence, 1)
-        assert memory.blocks_of(sequence).tolist() == [3 * number, 3 * number + 1, 3 * number + 2]
-    memory.release(sequences[0])
-    memory.release(sequences[2])
-    assert not memory.reserve(sequence_of(4, 20, 60), 1)  # 79 tokens: 5 blocks; 6 are free, not in a row
+        assert memory.reserve(sequence, sequence.tokens_computed, 1)
+        assert memory.blocks_of(sequence)[0].tolist() == [3 * number, 3 * number + 1, 3 * number + 2]
+    memory.release(sequences[0], 0)
+    memory.release(sequences[2], 0)
+    assert not memory.reserve(sequence_of(4, 20, 60), 0, 1)  # 79 tokens: 5 blocks; 6 are free, not in a row
     memory.check()
 
 

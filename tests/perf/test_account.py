@@ -24,12 +24,12 @@ BLOCKS = np.zeros(64, np.int32)
 
 def entry(sequence: int, start: int, tokens: int, chooses: bool) -> Entry:
     rows = (LogitRow(tokens - 1, start + tokens, Sampling()),) if chooses else ()
-    return Entry(sequence, start, (7,) * tokens, BLOCKS, rows)
+    return Entry(sequence, start, (7,) * tokens, (BLOCKS,), rows)
 
 
 def scoring(sequence: int, start: int, tokens: int) -> Entry:
     rows = tuple(LogitRow(i, start + i + 1, Sampling(), target=3, logprobs=0) for i in range(tokens))
-    return Entry(sequence, start, (7,) * tokens, BLOCKS, rows)
+    return Entry(sequence, start, (7,) * tokens, (BLOCKS,), rows)
 
 
 class Story:

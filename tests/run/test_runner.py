@@ -40,18 +40,18 @@ def steps() -> list[StepPlan]:
     return [
         StepPlan(
             (
-                Entry(1, 0, prompt, first, (LogitRow(39, 40, Sampling(), logprobs=3),)),
+                Entry(1, 0, prompt, (first,), (LogitRow(39, 40, Sampling(), logprobs=3),)),
                 Entry(
                     2,
                     0,
                     other,
-                    second,
+                    (second,),
                     (LogitRow(3, 4, Sampling(), target=64, logprobs=2), *()),
                 ),
             )
         ),
-        StepPlan((Entry(1, 40, (100,), first, rows), Entry(2, 17, tuple(range(200, 223)), second, ()))),
-        StepPlan((Entry(2, 40, (9,), second, rows), Entry(1, 41, (8,), first, rows))),
+        StepPlan((Entry(1, 40, (100,), (first,), rows), Entry(2, 17, tuple(range(200, 223)), (second,), ()))),
+        StepPlan((Entry(2, 40, (9,), (second,), rows), Entry(1, 41, (8,), (first,), rows))),
     ]
 
 
@@ -166,9 +166,9 @@ def test_what_the_runner_was_not_built_for_is_refused(model: str) -> None:
     runner = runner_of(loaded, "bf16", bind(record(loaded, STORAGES.get("bf16"))))
     blocks = np.arange(1, dtype=np.int32)
     with pytest.raises(InvariantError, match="97 tokens"):
-        runner.submit(StepPlan((Entry(1, 0, (5,) * 97, np.arange(8, dtype=np.int32)),)))
+        runner.submit(StepPlan((Entry(1, 0, (5,) * 97, (np.arange(8, dtype=np.int32),)),)))
     with pytest.raises(InvariantError, match="past its blocks"):
-        runner.submit(StepPlan((Entry(1, 10, (5,) * 7, blocks),)))
+        runner.submit(StepPlan((Entry(1, 10, (5,) * 7, (blocks,)),)))
     with pytest.raises(InvariantError):
         runner.collect("no ticket")
     runner.close()

@@ -10,6 +10,7 @@ import numpy as np
 from ridgeline.kit.errors import InvariantError
 from ridgeline.state.plan import Ints, SequenceId
 from ridgeline.state.sequence import Sequence
+from ridgeline.state.transfer import Transfer
 
 from .pool import BlockPool
 from .storage.storage import BLOCK_TOKENS
@@ -19,8 +20,8 @@ class BlockMemory:
     """contiguous: hold neighbouring blocks for all the tokens a request may ever compute, from its admission on
     (what engines did before paging); otherwise waste is at most BLOCK_TOKENS - 1 tokens a sequence."""
 
-    def __init__(self, pool: BlockPool, *, context: int, contiguous: bool = False) -> None:
-        self.pool = pool
+    def __init__(self, pool: BlockPool, *, context: int, contiguous: bool = False, groups: int = 1) -> None:
+        self.pool, self.groups = pool, groups
         self.context = context
         self.contiguous = contiguous
         self._tables: dict[SequenceId, Ints] = {}  # capacity grows by doubling; old arrays stay valid for old plans
@@ -29,9 +30,12 @@ class BlockMemory:
     def fits_ever(self, tokens: int) -> bool:
         return blocks_for(tokens) <= self.pool.blocks
 
-    def reserve(self, sequence: Sequence, tokens: int) -> bool:
+    def admit(self, sequence: Sequence) -> int | None:
+        return 0
+
+    def reserve(self, sequence: Sequence, computed: int, tokens: int) -> bool:
         held = self._lengths.get(sequence.id, 0)
-        missing = blocks_for(sequence.tokens_computed + tokens) - held
+        missing = blocks_for(computed + tokens) - held
         if missing <= 0:
             return True
         if self.contiguous and not held:
@@ -47,11 +51,29 @@ class BlockMemory:
     def has_headroom(self, sequences: int) -> bool:
         return self.contiguous or self.pool.free_blocks >= sequences
 
-    def blocks_of(self, sequence: Sequence) -> Ints:
-        """int32 [blocks held], a view: later appends go behind it."""
-        return self._tables[sequence.id][: self._lengths[sequence.id]]
+    def longest(self, computed: int, tokens: int) -> int:
+        return tokens
 
-    def release(self, sequence: Sequence) -> None:
+    def blocks_of(self, sequence: Sequence) -> tuple[Ints, ...]:
+        """int32 [blocks held] for every group, views: later appends go behind them."""
+        return (self._tables[sequence.id][: self._lengths[sequence.id]],) * self.groups
+
+    def slots_of(self, sequence: Sequence, computed: int) -> tuple[int, ...]:
+        return ()
+
+    def state_of(self, sequence: Sequence) -> int:
+        return -1
+
+    def advance(self, sequence: Sequence, computed: int) -> None:
+        pass
+
+    def keep_places(self, sequence: Sequence, computed: int, places: tuple[int, ...]) -> None:
+        raise InvariantError("branches cannot be kept yet")
+
+    def transfers(self) -> tuple[Transfer, ...]:
+        return ()
+
+    def release(self, sequence: Sequence, computed: int) -> None:
         table = self._tables.pop(sequence.id, None)
         if table is not None:
             self.pool.free(table[: self._lengths.pop(sequence.id)].tolist())

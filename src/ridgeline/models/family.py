@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ridgeline.kit.registry import Registry
 from ridgeline.ops.op import Value
 from ridgeline.ops.program import Program, Recorder
-from ridgeline.ops.protocols import KvStorage
+from ridgeline.ops.protocols import KvRetention, KvStorage
 
 from .spec import ModelSpec
 from .weights import ModelWeights
@@ -27,8 +27,10 @@ FAMILIES: Registry[Family] = Registry(
 )
 
 
-def record_program(spec: ModelSpec, weights: ModelWeights, storage: KvStorage) -> Program:
-    """The Program of a model whose KV is kept in `storage`; symbolic in the batch."""
-    recorder = Recorder(spec.name, storage)
+def record_program(
+    spec: ModelSpec, weights: ModelWeights, storage: KvStorage, retention: KvRetention | None = None
+) -> Program:
+    """The Program of a model whose KV is kept in `storage` as `retention` says; symbolic in the batch."""
+    recorder = Recorder(spec.name, storage, retention)
     FAMILIES.get(spec.family)(recorder, spec, weights)
     return recorder.finish()

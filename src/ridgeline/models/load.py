@@ -19,7 +19,7 @@ from ridgeline.formats.safetensors_file import read_safetensors
 from ridgeline.formats.weight import StoredWeight, convert
 from ridgeline.kit.errors import UserError
 from ridgeline.ops.program import Program
-from ridgeline.ops.protocols import Format, KvStorage
+from ridgeline.ops.protocols import Format, KvRetention, KvStorage
 from ridgeline.text.tokenizer import Tokenizer, read_config, starts_with_bos
 
 from .catalogue import shape, shapes, suggest
@@ -74,9 +74,9 @@ def describe(model: str, *, weights: str = "native") -> LoadedModel:
     return replace(found, weights=described if weights == "native" or found.random else _converted(described, weights))
 
 
-def record(loaded: LoadedModel, storage: KvStorage) -> Program:
-    """The model's Program with its KV kept in `storage`."""
-    return record_program(loaded.spec, loaded.weights, storage)
+def record(loaded: LoadedModel, storage: KvStorage, retention: KvRetention | None = None) -> Program:
+    """The model's Program with its KV kept in `storage` as `retention` says."""
+    return record_program(loaded.spec, loaded.weights, storage, retention)
 
 
 def _find(model: str, weights: str, progress: Progress | None, *, fetch: bool) -> LoadedModel:

@@ -18,7 +18,7 @@ def meaning(step: StepView, line: Line, qkv: Any) -> Any:  # [tokens, (heads + 2
     scale, window = line.attributes["scale"], line.attributes["window"]
     q, k, v = qkv.split((heads * dim, kv_heads * dim, kv_heads * dim), -1)
     q = q.reshape(-1, kv_heads, heads // kv_heads, dim)
-    kv = step.kv(line.layer or 0)
+    kv = step.kv(line.attributes["group"], line.attributes["pool_layer"])
     kv.append(k.reshape(-1, kv_heads, dim), v.reshape(-1, kv_heads, dim))
     out = torch.empty(len(qkv), heads * dim, dtype=qkv.dtype, device=qkv.device)
     for sequence, (begin, end) in enumerate(step.bounds):

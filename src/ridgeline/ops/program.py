@@ -21,10 +21,11 @@ from .batch import BatchShape
 from .embed import EMBED
 from .gather import GATHER
 from .head_norm import HEAD_NORM
+from .kv import KvGroup, Reach
 from .linear import HEAD, LINEAR
 from .norm import NORM
 from .op import LOGITS, TOKENS, Line, Op, Value
-from .protocols import KvStorage, Weight
+from .protocols import KvRetention, KvStorage, Weight
 from .rope import ROPE
 from .sample import SAMPLE
 
@@ -37,6 +38,7 @@ class Program:
     cuts: tuple[int, ...]  # line index after which layer i ends
     windows: tuple[int, ...]  # attention windows in use, without 0
     groups: tuple[tuple[int, int], ...]  # lines [a, b) that run as one (peephole fusion, D8)
+    kv_groups: tuple[KvGroup, ...] = ()  # layers by what they keep
 
     def __iter__(self) -> Iterator[Line]:
         return iter(self.lines)
@@ -62,9 +64,11 @@ class Program:
 class Recorder:
     """Handed to a family function (models/<family>.py); every method appends one Line and returns its Value."""
 
-    def __init__(self, name: str, storage: KvStorage) -> None:
+    def __init__(self, name: str, storage: KvStorage, retention: KvRetention | None = None) -> None:
+        """retention None: layers read what their model says, and all keep everything, in one group."""
         self._name = name
-        self._storage = storage
+        self._storage, self._retention = storage, retention
+        self._kept: dict[tuple[Reach, int, int], list[int]] = {}  # (reach, kv_heads, head_dim) -> layers
         self._lines: list[Line] = []
         self._values: list[Value] = []
         self._cuts: list[int] = []
@@ -114,9 +118,14 @@ class Recorder:
 
     def attend(self, qkv: Value, heads: int, kv_heads: int, head_dim: int, scale: float, window: int = 0) -> Value:
         """Keep this step's k and v, then causal attention of q over all kept tokens: [tokens, heads * head_dim]."""
+        reach = Reach(window) if self._retention is None else self._retention.reach(window)
+        kept = (Reach() if self._retention is None else reach, kv_heads, head_dim)
+        layers = self._kept.setdefault(kept, [])
+        layers.append(self._layer or 0)
         shape = {
-            "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale, "window": window,
-            "storage": self._storage,
+            "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale, "storage": self._storage,
+            "window": 0 if reach.heavy else reach.window, "sinks": 0 if reach.heavy else reach.sinks,
+            "group": list(self._kept).index(kept), "pool_layer": len(layers) - 1,
         }  # fmt: skip
         return self._add(ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
 
@@ -147,7 +156,11 @@ class Recorder:
     def finish(self) -> Program:
         lines = tuple(self._lines)
         windows = sorted({line.attributes["window"] for line in lines if line.op.kind == "attend"} - {0})
-        return Program(self._name, lines, tuple(self._values), tuple(self._cuts), tuple(windows), fuse(lines))
+        kept = tuple(
+            KvGroup(index, reach, kv_heads, head_dim, tuple(layers), self._storage)
+            for index, ((reach, kv_heads, head_dim), layers) in enumerate(self._kept.items())
+        )
+        return Program(self._name, lines, tuple(self._values), tuple(self._cuts), tuple(windows), fuse(lines), kept)
 
     def _add(
         self, op: Op, name: str, inputs: tuple[Value, ...], rows: str, width: int, weights: tuple[Weight, ...],

@@ -58,6 +58,16 @@ class KvStorage(Protocol):
         ...
 
 
+class KvRetention(Protocol):
+    """Which tokens are kept and read (memory/retention/)."""
+
+    name: str
+
+    def reach(self, window: int) -> Any:
+        """ops.kv.Reach of a layer whose model gives it this window (0: all)."""
+        ...
+
+
 class KvView(Protocol):
     """The state of one layer during a step, for reference bodies. Tensors are torch tensors, f32."""
 

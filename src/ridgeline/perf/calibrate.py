@@ -98,7 +98,7 @@ def _plan(entries: Sequence[tuple[int, int]]) -> StepPlan:
         tuple(
             Entry(
                 index, start, tuple(range(5, 5 + tokens)),
-                np.arange(index * per_sequence, (index + 1) * per_sequence, dtype=np.int32),
+                (np.arange(index * per_sequence, (index + 1) * per_sequence, dtype=np.int32),),
                 (LogitRow(tokens - 1, start + tokens, Sampling()),),
             )
             for index, (start, tokens) in enumerate(entries)

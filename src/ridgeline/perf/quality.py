@@ -96,7 +96,7 @@ class Scorer:
                 LogitRow(offset, start + offset + 1, Sampling(), target=int(target))
                 for offset, target in enumerate(targets)
             )
-            plan = StepPlan((Entry(0, start, tokens, self._blocks, rows),))
+            plan = StepPlan((Entry(0, start, tokens, (self._blocks,), rows),))
             self._runner.collect(self._runner.submit(plan))
             yield targets, self._runner.last_logits(len(targets))
 

@@ -70,7 +70,7 @@ class NativeBatch:
             self._sequence_of[span] = index
             self._first[index] = token
             needed = (entry.start + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS
-            self._table[index, :needed] = entry.blocks[:needed]
+            self._table[index, :needed] = entry.blocks[0][:needed]
             for wanted in entry.rows:
                 self._logit_token[row] = token + wanted.offset
                 self._sampling[row] = self._packed(wanted, history, bias)

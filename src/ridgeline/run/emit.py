@@ -93,7 +93,7 @@ class Emitter:
             op=OPCODES[line.op.kind], line=line.index, per_logit_row=int(out.rows == LOGITS), parts=1,
             width_in=line.inputs[0].width if line.inputs else 0, width_out=out.width,
             **{"in": self._offset(line.inputs[0]) if line.inputs else -1},
-            in2=-1, out=-1, in_quant=-1, out_quant=-1, layer=line.layer or 0, scale=1.0,
+            in2=-1, out=-1, in_quant=-1, out_quant=-1, layer=line.attributes.get("pool_layer", 0), scale=1.0,
         )  # fmt: skip
         if line.index in self._fused:
             add = self._program.lines[self._fused[line.index]]

@@ -79,7 +79,7 @@ class Runner:
         calls = self.native_calls
         batch = self._batch
         batch.fill(plan)
-        step = TorchStep(plan, self.pool, self._tensors, self._device) if self._is_mixed else None
+        step = TorchStep(plan, (self.pool,), self._tensors, self._device) if self._is_mixed else None
         for start, stop, tape in self._segments:
             if tape is not None:
                 native.execute(self._team, tape, self._arena, self._scratch, self._pool, batch.struct)
@@ -127,7 +127,7 @@ class Runner:
                 f"the runner is built for {limits}"
             )
         for entry in plan.entries:
-            if entry.start + len(entry.tokens) > min(limits.context, len(entry.blocks) * self.pool.block_tokens):
+            if entry.start + len(entry.tokens) > min(limits.context, len(entry.blocks[0]) * self.pool.block_tokens):
                 raise InvariantError(f"sequence {entry.sequence} would run past its blocks or the context")
 
     def _run_reference(self, step: TorchStep | None, start: int, stop: int, plan: StepPlan) -> None:

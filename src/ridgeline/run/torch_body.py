@@ -39,10 +39,10 @@ class TensorCache:
 class TorchStep:
     """Implements ops.step.StepView for one plan."""
 
-    def __init__(self, plan: StepPlan, pool: KvPool, tensors: TensorCache, device: str) -> None:
+    def __init__(self, plan: StepPlan, pools: tuple[KvPool, ...], tensors: TensorCache, device: str) -> None:
         import torch  # noqa: PLC0415  heavy and optional
 
-        self._plan, self._pool, self._tensors, self._device = plan, pool, tensors, device
+        self._plan, self._pools, self._tensors, self._device = plan, pools, tensors, device
         ids = [token for entry in plan.entries for token in entry.tokens]
         places = [entry.start + i for entry in plan.entries for i in range(len(entry.tokens))]
         self.token_ids = torch.tensor(ids, dtype=torch.int64, device=device)
@@ -57,15 +57,15 @@ class TorchStep:
     def tensor(self, weight: Weight) -> Any:
         return self._tensors.get(weight)
 
-    def kv(self, layer: int) -> PagedView:
-        return PagedView(self._plan, self._pool, layer, self._device)
+    def kv(self, group: int, layer: int) -> PagedView:
+        return PagedView(self._plan, self._pools[group], group, layer, self._device)
 
 
 class PagedView:
     """Implements ops.protocols.KvView on the pool's pages through the storage's pack and unpack."""
 
-    def __init__(self, plan: StepPlan, pool: KvPool, layer: int, device: str) -> None:
-        self._plan, self._pool, self._layer, self._device = plan, pool, layer, device
+    def __init__(self, plan: StepPlan, pool: KvPool, group: int, layer: int, device: str) -> None:
+        self._plan, self._pool, self._group, self._layer, self._device = plan, pool, group, layer, device
 
     def append(self, k: Any, v: Any) -> None:
         keys, values = k.cpu().numpy(), v.cpu().numpy()  # [tokens, kv_heads, head_dim]
@@ -78,7 +78,7 @@ class PagedView:
                 inside = slice(first - block * BLOCK_TOKENS, last - block * BLOCK_TOKENS)
                 source = slice(row + first - entry.start, row + last - entry.start)
                 for head in range(keys.shape[1]):
-                    page = int(entry.blocks[block])
+                    page = int(entry.blocks[self._group][block])
                     key_page = pool.keys(page, self._layer, head)
                     value_page = pool.values(page, self._layer, head)
                     kept = storage.unpack_keys(key_page, keys.shape[2])
@@ -94,7 +94,7 @@ class PagedView:
 
         entry, pool = self._plan.entries[sequence], self._pool
         context = entry.start + len(entry.tokens)
-        blocks = [int(b) for b in entry.blocks[: (context + BLOCK_TOKENS - 1) // BLOCK_TOKENS]]
+        blocks = [int(b) for b in entry.blocks[self._group][: (context + BLOCK_TOKENS - 1) // BLOCK_TOKENS]]
         heads, dim = pool.kv_heads, pool.head_dim
         keys = np.empty((len(blocks) * BLOCK_TOKENS, heads, dim), np.float32)
         values = np.empty_like(keys)

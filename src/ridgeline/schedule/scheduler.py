@@ -119,7 +119,7 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             sequence = self._running[index]
-            if self.memory.reserve(sequence, sequence.tokens_to_compute):
+            if self.memory.reserve(sequence, sequence.tokens_computed, sequence.tokens_to_compute):
                 index += 1
                 continue
             candidates = self._running[max(index, 1) :]  # never the one served first: it always finishes
@@ -137,10 +137,10 @@ class Scheduler:
         spare = self.options.step_tokens - sum(map(self._want, self._running))
         while self._waiting and len(self._running) < self.options.sequences and (is_static or spare > 0):
             sequence = self._waiting[0]
-            if not self.memory.reserve(sequence, sequence.tokens_to_compute):
+            if not self.memory.reserve(sequence, sequence.tokens_computed, sequence.tokens_to_compute):
                 return
             if self._running and not self.memory.has_headroom(len(self._running)):
-                self.memory.release(sequence)  # it would be evicted again within a few steps
+                self.memory.release(sequence, sequence.tokens_computed)  # it would be evicted again within a few steps
                 return
             del self._waiting[0]
             insort(self._running, sequence, key=self.policy.rank)
@@ -170,7 +170,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         # known     |------------------------|          known     |------------------------|
         # computed  |--------------------|        ->    computed  |                             blocks given back
-        self.memory.release(sequence)
+        self.memory.release(sequence, sequence.tokens_computed)
         self._released.append(sequence.id)
         self._running.remove(sequence)
         sequence.preemptions += 1
@@ -232,7 +232,7 @@ class Scheduler:
         self, sequence: Sequence, reason: str, at_s: float,
         chosen: tuple[int, ...] = (), scored: tuple[Scored, ...] = (),
     ) -> TokenEvent:  # fmt: skip
-        self.memory.release(sequence)
+        self.memory.release(sequence, sequence.tokens_computed)
         self._cancelled.discard(sequence.id)
         del self._by_request[sequence.request.id]
         if sequence in self._running:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .request import Sampling
+from .transfer import Transfer
 
 Ints = npt.NDArray[np.int32]
 SequenceId = int
@@ -36,23 +37,39 @@ class LogitRow:
 class Entry:
     """One sequence's share of a step: run `tokens` of `program` from absolute position `start`.
 
-    blocks: the block table (int32), long enough for start + len(tokens). Shared, not copied: the
-    memory appends to it only between collect and the next plan.
+    blocks: a block table (int32) for every KvGroup of the program; slot s lies in block blocks[g][s // BLOCK_TOKENS],
+    -1 where a retention has dropped the block (it is never read again). Shared, not copied: the memory appends to it
+    only between collect and the next plan.
+    slots: where tokens[0] goes in each group; (): at `start`. A slot differs from a position once a retention has
+    packed what it keeps; the tokens of one entry lie in neighbouring slots.
+    parents: tree (I9): the place in `tokens` of each token's parent, -1: it follows the computed context; (): a chain.
+    A token sees the context, its ancestors and itself; its position is start + its depth.
+    state: slot of the recurrent state (K11), -1: the program has none.
     """
 
     sequence: SequenceId
     start: int
     tokens: tuple[int, ...]
-    blocks: Ints
+    blocks: tuple[Ints, ...]
     rows: tuple[LogitRow, ...] = ()
     program: str = "model"
     layers: tuple[int, int] | None = None  # None: all
+    slots: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    state: int = -1
+
+    def slot(self, group: int) -> int:
+        """Slot of tokens[0] in a group."""
+        return self.slots[group] if self.slots else self.start
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
+    """transfers: state that is moved, in this order, before the entries run."""
+
     entries: tuple[Entry, ...]
     released: tuple[SequenceId, ...] = ()  # the runner may forget these
+    transfers: tuple[Transfer, ...] = ()
 
     @property
     def is_empty(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from .plan import Ints, StepPlan, StepResult
 from .sequence import Sequence
+from .transfer import Transfer
 
 
 class StepRunner(Protocol):
@@ -25,32 +26,68 @@ class StepObserver(Protocol):
 
 
 class SequenceMemory(Protocol):
-    """Where sequences' state lives, as the scheduler sees it."""
+    """Where the state of sequences lives for one program, as the scheduler sees it. All groups of layers together.
+
+    Order of calls for a sequence: admit, then reserve / blocks_of / slots_of / advance for every step, then release.
+    `computed`: tokens of the sequence whose state this memory holds.
+    """
 
     def fits_ever(self, tokens: int) -> bool:
         """Whether a sequence of this many tokens could be held by an empty pool."""
         ...
 
-    def reserve(self, sequence: Sequence, tokens: int) -> bool:
-        """Make room for `tokens` more computed tokens; False (and no change) when there is none."""
+    def admit(self, sequence: Sequence) -> int | None:
+        """Take what is already kept of its beginning (C5, C6): how many of its tokens need not be computed, at most
+        all known but one. None: somebody else is computing its beginning now, so ask again (counted as deferred)."""
+        ...
+
+    def reserve(self, sequence: Sequence, computed: int, tokens: int) -> bool:
+        """Make room for `tokens` more after `computed`; False (and no change) when there is none."""
         ...
 
     def has_headroom(self, sequences: int) -> bool:
         """Whether `sequences` running sequences could each grow by one more block without evicting anyone."""
         ...
 
-    def blocks_of(self, sequence: Sequence) -> Ints:
-        """The block table (int32 array) for an Entry."""
+    def longest(self, computed: int, tokens: int) -> int:
+        """The most of `tokens` that one step may compute after `computed`: a retention that packs does so at fixed
+        positions, so that no schedule changes what is kept."""
+        ...
+
+    def blocks_of(self, sequence: Sequence) -> tuple[Ints, ...]:
+        """A block table for every group, for an Entry."""
+        ...
+
+    def slots_of(self, sequence: Sequence, computed: int) -> tuple[int, ...]:
+        """Slot of token `computed` in every group; () when slots are positions."""
+        ...
+
+    def state_of(self, sequence: Sequence) -> int:
+        """Slot of the recurrent state, -1 without."""
         ...
 
     def holds(self, sequence: Sequence) -> int:
         """Blocks held by the sequence."""
         ...
 
-    def release(self, sequence: Sequence) -> None:
-        """Give back everything the sequence holds."""
+    def advance(self, sequence: Sequence, computed: int) -> None:
+        """The first `computed` tokens are computed and will not be taken back: publish what others may share, give
+        back what the retention drops."""
+        ...
+
+    def keep_places(self, sequence: Sequence, computed: int, places: tuple[int, ...]) -> None:
+        """Of the tokens after `computed` of the step just done only those at these places of the entry stay, as the
+        next ones in order (an accepted branch of a tree, I9)."""
+        ...
+
+    def release(self, sequence: Sequence, computed: int) -> None:
+        """Give back everything the sequence holds; full blocks of its first `computed` tokens may stay cached."""
+        ...
+
+    def transfers(self) -> tuple[Transfer, ...]:
+        """What must be moved before the next step's entries run; told once."""
         ...
 
     def check(self) -> None:
-        """Raise InvariantError unless free + held + cached = all blocks (C1)."""
+        """Raise InvariantError unless free + held + cached = all blocks of every group (C1)."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ridgeline.kit.cost import Number
+from ridgeline.ops.kv import Reach
 
 from .retention import Retention
 
@@ -10,6 +11,9 @@ from .retention import Retention
 class AllRetention:
     name = "all"
     prefix_stable = True
+
+    def reach(self, window: int) -> Reach:
+        return Reach(window)
 
     def kept(self, tokens: Number) -> Number:
         return tokens

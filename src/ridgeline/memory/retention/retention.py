@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ridgeline.kit.cost import Number
 from ridgeline.kit.registry import Registry
+from ridgeline.ops.kv import Reach
 
 
 class Retention(Protocol):
@@ -13,6 +14,10 @@ class Retention(Protocol):
 
     name: str
     prefix_stable: bool
+
+    def reach(self, window: int) -> Reach:
+        """What a layer reads whose model gives it this window (0: everything)."""
+        ...
 
     def kept(self, tokens: Number) -> Number:
         """How many of the first `tokens` tokens are still held. Numbers or arrays alike."""
