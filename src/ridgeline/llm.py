@@ -35,6 +35,7 @@ from ridgeline.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
+SERVICE = ("priority", "tenant", "deadline_s", "ttft_deadline_s")  # of Request: what policies go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +105,15 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], *, max_tokens: int = 128, stop: str | Sequence[str] = (),
         ignore_stop: bool = False, sampling: Sampling | None = None, n: int = 1, **settings: Any,
     ) -> list[Completion]:  # fmt: skip
-        """Complete every prompt (text or token ids); all run together. `settings` are fields of Sampling.
+        """Complete every prompt (text or token ids); all run together. `settings` are fields of Sampling, and what
+        policies go by: priority, tenant, deadline_s, ttft_deadline_s (of Request).
 
         With n > 1 the answers of a prompt stand next to each other, differing in their random numbers only.
         """
+        service = _service(settings)
         asked = _sampling(sampling, settings)
         runs = [
-            self._start(prompt, max_tokens, stop, ignore_stop, asked, choice)
+            self._start(prompt, max_tokens, stop, ignore_stop, asked, choice, service=service)
             for prompt in _as_list(prompts)
             for choice in range(n)
         ]
@@ -121,7 +124,9 @@ class LLM:
         sampling: Sampling | None = None, special: bool = False, **settings: Any,
     ) -> Iterator[Piece]:  # fmt: skip
         """Pieces of one answer as they are made. Closing the iterator early cancels the request."""
-        run = self._start(prompt, max_tokens, stop, ignore_stop, _sampling(sampling, settings), special=special)
+        service = _service(settings)
+        asked = _sampling(sampling, settings)
+        run = self._start(prompt, max_tokens, stop, ignore_stop, asked, special=special, service=service)
         try:
             yield from run.pieces()
         finally:
@@ -212,18 +217,19 @@ class LLM:
 
     def _start(
         self, prompt: Prompt, max_tokens: int, stop: str | Sequence[str], ignore_stop: bool, sampling: Sampling,
-        choice: int = 0, special: bool = False,
+        choice: int = 0, special: bool = False, service: Mapping[str, Any] | None = None,
     ) -> _Run:  # fmt: skip
         ids = self.encode(prompt, special=special)
-        return self._start_ids(ids, max_tokens, stop, ignore_stop, sampling, choice)
+        return self._start_ids(ids, max_tokens, stop, ignore_stop, sampling, choice, service)
 
     def _start_ids(
         self, ids: tuple[int, ...], max_tokens: int = 128, stop: str | Sequence[str] = (), ignore_stop: bool = False,
-        sampling: Sampling | None = None, choice: int = 0,
+        sampling: Sampling | None = None, choice: int = 0, service: Mapping[str, Any] | None = None,
     ) -> _Run:  # fmt: skip
         request = Request(
-            self._name(), ids, max_tokens, sampling or Sampling(), self._described.spec.eos, ignore_stop, choice=choice
-        )
+            self._name(), ids, max_tokens, sampling or Sampling(), self._described.spec.eos, ignore_stop,
+            choice=choice, **(service or {}),
+        )  # fmt: skip
         return self._submit(request, (stop,) if isinstance(stop, str) else tuple(stop))
 
     def _submit(self, request: Request, stop: tuple[str, ...] = ()) -> _Run:
@@ -362,7 +368,12 @@ def _split(options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of _start_ids; everything else is a sampling setting."""
     own = {key: options[key] for key in ("max_tokens", "stop", "ignore_stop", "choice") if key in options}
     settings = {key: value for key, value in options.items() if key not in own and key != "sampling"}
-    return own | {"sampling": _sampling(options.get("sampling"), settings)}
+    return own | {"service": _service(settings), "sampling": _sampling(options.get("sampling"), settings)}
+
+
+def _service(settings: dict[str, Any]) -> dict[str, Any]:
+    """What policies go by, taken out of the settings."""
+    return {key: settings.pop(key) for key in SERVICE if key in settings}
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

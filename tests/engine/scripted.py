@@ -15,7 +15,7 @@ from ridgeline.kit.clock import VirtualClock
 from ridgeline.memory.block_memory import BlockMemory
 from ridgeline.memory.pool import BlockPool
 from ridgeline.schedule.options import ScheduleOptions
-from ridgeline.schedule.policy import POLICIES
+from ridgeline.schedule.policy import Policy, make_policy
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import EngineFacts
@@ -125,14 +125,15 @@ class ScriptedRunner:
 
 
 def scripted_engine(
-    blocks: int = 64, *, contiguous: bool = False, observer: Any = None, **options: Any
+    blocks: int = 64, *, contiguous: bool = False, observer: Any = None, policy: Policy | str = "fcfs", **options: Any
 ) -> Engine:  # fmt: skip
     """An Engine on the scripted model; `options` are ScheduleOptions."""
     clock = VirtualClock()
     chosen = ScheduleOptions(**options)
     memory = BlockMemory(BlockPool(blocks), context=CONTEXT, contiguous=contiguous)
     observer = observer or Unobserved()
-    scheduler = Scheduler(memory, POLICIES.get("fcfs")(), chosen, context=CONTEXT, on_finish=observer.on_finish)
+    policy = make_policy(policy) if isinstance(policy, str) else policy
+    scheduler = Scheduler(memory, policy, chosen, context=CONTEXT, on_finish=observer.on_finish)
     facts = EngineFacts(
         model="scripted", name="scripted", family="scripted", is_random=True, vocabulary=VOCABULARY, context=CONTEXT,
         context_model=CONTEXT, kv_blocks=blocks,

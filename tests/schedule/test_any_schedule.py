@@ -22,12 +22,23 @@ requests = st.fixed_dictionaries(
         "stop_ids": st.lists(tokens, max_size=6).map(tuple),
         "ignore_stop": st.booleans(),
         "prompt_logprobs": st.none() | st.just(0),
+        "priority": st.integers(-1, 2),
+        "tenant": st.sampled_from(["", "a", "b"]),
+        "deadline_s": st.none() | st.floats(0.001, 0.2),
+        "ttft_deadline_s": st.none() | st.floats(0.001, 0.1),
     }
 )
 
 
+# The patience is a few steps of the scripted runner (1 ms each), so that ageing happens.
+ALL = (
+    "fcfs", "priority", "priority:patience_s=0.02", "deadline", "deadline:predict=oracle,patience_s=0.02", "shortest",
+    "shortest:predict=oracle,patience_s=0.02", "shortest:predict=none", "fair", "fair:weights=a=3+b=0.5",
+)  # fmt: skip
+
+
 class Schedules(RuleBasedStateMachine):
-    """Random requests, steps and cancels against an engine of random limits."""
+    """Random requests, steps and cancels against an engine of random limits, under any policy."""
 
     @initialize(
         blocks=st.integers(1, 12),
@@ -38,6 +49,7 @@ class Schedules(RuleBasedStateMachine):
         batching=st.sampled_from(["continuous", "static"]),
         cache=st.booleans(),
         contiguous=st.booleans(),
+        policy=st.sampled_from(ALL),
     )
     def start(
         self, blocks: int, sequences: int, extra_tokens: int, extra_rows: int, contiguous: bool, **o: Any
@@ -108,7 +120,7 @@ class Schedules(RuleBasedStateMachine):
 
 
 TestSchedules = Schedules.TestCase
-TestSchedules.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestSchedules.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 
 
 def test_ten_thousand_requests_with_cancels_leave_every_block_free() -> None:

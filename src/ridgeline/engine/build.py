@@ -23,7 +23,7 @@ from ridgeline.run.bind import Bound, bind
 from ridgeline.run.cost_runner import CostRunner
 from ridgeline.run.machine import Machine, usable_cores
 from ridgeline.run.runner import Runner
-from ridgeline.schedule.policy import POLICIES
+from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.ports import StepObserver
@@ -98,7 +98,7 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     observer = observer_factory(parts) if observer_factory is not None else Unobserved()
     memory = BlockMemory(BlockPool(blocks), context=promised.context, contiguous=not config.paging)
     scheduler = Scheduler(
-        memory, POLICIES.get(config.policy)(), config.schedule(), context=promised.context,
+        memory, make_policy(config.policy), config.schedule(), context=promised.context,
         on_finish=observer.on_finish,
     )  # fmt: skip
     return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=runner.close)
@@ -119,7 +119,7 @@ def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock) -> Eng
     memory = BlockMemory(BlockPool(promised.kv_blocks), context=promised.context, contiguous=not config.paging)
     observer = Unobserved()
     scheduler = Scheduler(
-        memory, POLICIES.get(config.policy)(), config.schedule(), context=promised.context,
+        memory, make_policy(config.policy), config.schedule(), context=promised.context,
         on_finish=observer.on_finish,
     )  # fmt: skip
     runner = CostRunner(program, machine, clock)

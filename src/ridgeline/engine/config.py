@@ -14,7 +14,7 @@ from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import WEIGHTS
 from ridgeline.run.bind import BODIES
 from ridgeline.schedule.options import ScheduleOptions
-from ridgeline.schedule.policy import POLICIES
+from ridgeline.schedule.policy import make_policy
 
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 LARGEST = 1 << 40  # no count or size in a step is near this; a slip of the keyboard is
@@ -38,7 +38,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     cache: Annotated[bool, "False: the baseline that computes everything anew for every token"] = True
     paging: Annotated[bool, "False: the baseline that reserves the longest output at once"] = True
-    policy: Annotated[str, "who is served first"] = "fcfs"
+    policy: Annotated[str, "who is served first: fcfs, priority, deadline, shortest or fair; NAME:option=value"] = (
+        "fcfs"
+    )
 
     def check(self) -> None:
         """Raise UserError for a value that no engine could be built with."""
@@ -51,10 +53,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("kv", self.kv, ("auto", *STORAGES)),
             ("body", self.body, BODIES),
             ("isa", self.isa or "plain", ISAS),
-            ("policy", self.policy, tuple(POLICIES)),
         ):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; known: {', '.join(known)}.")
+        make_policy(self.policy)  # refuses what there is not
         if not self.model:
             raise UserError("no model was named; give a known name, a path, or random:<shape>.")
         self.schedule().check()

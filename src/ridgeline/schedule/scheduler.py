@@ -5,7 +5,7 @@ none, the policy's victim starts over later (recompute), but never the sequence 
 Refuses at add what could never fit. Knows nothing of models, kernels or text.
 """
 
-# size: 18 short methods; planning and committing share the queues, and only this class may write a Sequence
+# size: 20 short methods; planning and committing share the queues, and only this class may write a Sequence
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ridgeline.state.event import Scored, TokenEvent
 from ridgeline.state.plan import Entry, RowResult, SequenceId, StepPlan, StepResult
 from ridgeline.state.ports import SequenceMemory
 from ridgeline.state.request import Request
-from ridgeline.state.sequence import Sequence
+from ridgeline.state.sequence import Rank, Sequence
 
 from .options import ScheduleOptions
 from .policy import Policy
@@ -28,7 +28,8 @@ OnFinish = Callable[[Sequence, str, float], None]
 
 
 class Scheduler:
-    """waiting and running are kept in the policy's order. plan and commit alternate; add and cancel come any time."""
+    """waiting and running are kept in the policy's order, as of its last review. plan and commit alternate; add and
+    cancel come any time."""
 
     def __init__(
         self, memory: SequenceMemory, policy: Policy, options: ScheduleOptions, *, context: int,
@@ -65,7 +66,8 @@ class Scheduler:
         sequence = Sequence(self._next_id, request, arrival_s, list(request.prompt))
         self._next_id += 1
         self._by_request[request.id] = sequence
-        insort(self._waiting, sequence, key=self.policy.rank)
+        sequence.rank = self.policy.rank(sequence)
+        insort(self._waiting, sequence, key=_rank)
 
     def cancel(self, request_id: str, now: float) -> TokenEvent | None:
         """End a request. Blocks are free at once and its last event is returned; when a step is computing it, both
@@ -101,6 +103,8 @@ class Scheduler:
         """What the next step computes; empty when there is nothing to do."""
         if self._in_flight is not None:
             raise InvariantError("plan was called before the last plan was committed")
+        if not self.policy.is_static and self.policy.review(self._waiting, self._running, now):
+            self._sort()
         evicted = self._hold_known()
         if not evicted:
             self._admit(now)
@@ -112,6 +116,13 @@ class Scheduler:
         self._in_flight = plan
         self._flying = {sequence.id: sequence for sequence in self._running}
         return plan
+
+    def _sort(self) -> None:
+        """Both queues by ranks that have moved."""
+        for queue in (self._waiting, self._running):
+            for sequence in queue:
+                sequence.rank = self.policy.rank(sequence)
+            queue.sort(key=_rank)
 
     def _hold_known(self) -> bool:
         """Blocks for every token the running sequences know, in order; True when somebody had to give theirs up."""
@@ -134,19 +145,32 @@ class Scheduler:
         is_static = self.options.batching == "static"
         if is_static and self._running:
             return
-        spare = self.options.step_tokens - sum(map(self._want, self._running))
-        while self._waiting and len(self._running) < self.options.sequences and (is_static or spare > 0):
+        while self._waiting:
             sequence = self._waiting[0]
-            if not self.memory.reserve(sequence, sequence.tokens_computed, sequence.tokens_to_compute):
+            weaker = [other for other in self._running if self.policy.outranks(sequence, other)]
+            spare = self.options.step_tokens - sum(self._want(one) for one in self._running if one not in weaker)
+            if (spare <= 0 and not is_static) or sequence.id in self._released:
                 return
-            if self._running and not self.memory.has_headroom(len(self._running)):
-                self.memory.release(sequence, sequence.tokens_computed)  # it would be evicted again within a few steps
+            if self._enter(sequence, now):
+                continue
+            if not weaker:
                 return
-            del self._waiting[0]
-            insort(self._running, sequence, key=self.policy.rank)
-            if sequence.first_scheduled_s is None:
-                sequence.first_scheduled_s = now
-            spare -= self._want(sequence)
+            self._preempt(self.policy.victim(weaker))
+
+    def _enter(self, sequence: Sequence, now: float) -> bool:
+        """Start running the first of the waiting; False (and no change) when there is no slot or no blocks for it."""
+        if len(self._running) >= self.options.sequences:
+            return False
+        if not self.memory.reserve(sequence, sequence.tokens_computed, sequence.tokens_to_compute):
+            return False
+        if self._running and not self.memory.has_headroom(len(self._running)):
+            self.memory.release(sequence, sequence.tokens_computed)  # it would be evicted again within a few steps
+            return False
+        del self._waiting[0]
+        insort(self._running, sequence, key=_rank)
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = now
+        return True
 
     def _share(self) -> tuple[Entry, ...]:
         """Everybody who runs gets a token and a row; what is left goes in the policy's order."""
@@ -178,7 +202,7 @@ class Scheduler:
         self.preemptions += 1
         self.tokens_recomputed += sequence.tokens_computed
         sequence.tokens_computed = 0
-        insort(self._waiting, sequence, key=self.policy.rank)  # its rank puts it before all who came later
+        insort(self._waiting, sequence, key=_rank)  # its rank puts it before all who came later
 
     # -- commit
 
@@ -200,6 +224,7 @@ class Scheduler:
         self, sequence: Sequence, entry: Entry, answers: tuple[RowResult, ...], at_s: float
     ) -> TokenEvent | None:
         sequence.tokens_computed += len(entry.tokens)
+        self.policy.served(sequence, len(entry.tokens))
         if sequence.id in self._cancelled:
             return self._finish(sequence, "cancelled", at_s)
         chosen: list[int] = []
@@ -242,6 +267,7 @@ class Scheduler:
             self._slots_done = 0 if is_batch_over else self._slots_done + 1
         else:
             self._waiting.remove(sequence)
+        self.policy.finished(sequence, reason)
         if self._on_finish is not None:
             self._on_finish(sequence, reason, at_s)
         return _event(sequence, at_s, chosen, scored, reason)
@@ -255,15 +281,20 @@ class Scheduler:
         if len(self._running) > self.options.sequences:
             raise InvariantError(f"{len(self._running)} sequences run; the limit is {self.options.sequences}")
         for queue in (self._waiting, self._running):
-            ranks = [self.policy.rank(sequence) for sequence in queue]
-            if any(a >= b for a, b in pairwise(ranks)):
+            if any(a.rank >= b.rank for a, b in pairwise(queue)):
                 raise InvariantError("a queue is not in the policy's order")
+            if self.policy.is_static and any(one.rank != self.policy.rank(one) for one in queue):
+                raise InvariantError("a rank has moved under a policy that says its ranks never do")
         for sequence in self._waiting:
             if sequence.tokens_computed or self.memory.holds(sequence):
                 raise InvariantError(f"request {sequence.request.id!r} waits but holds state")
         for sequence in self._running:
             if not 0 <= sequence.tokens_computed < sequence.tokens_known:
                 raise InvariantError(f"request {sequence.request.id!r} runs with nothing to compute")
+
+
+def _rank(sequence: Sequence) -> Rank:
+    return sequence.rank
 
 
 def _scored(answer: RowResult) -> Scored:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from ridgeline.kit.errors import UserError
@@ -78,6 +80,9 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0  # lower runs first, for policies that care
     choice: int = 0  # index among the choices of one user request; keys the random numbers
     arrival_s: float | None = None
+    deadline_s: float | None = None  # seconds from arrival by which the last token is wanted; never cuts anything short
+    ttft_deadline_s: float | None = None  # the same for the first token
+    tenant: str = ""  # on whose account, for policies that share between tenants
 
     def tokens_most(self, context: int) -> int:
         """Most tokens whose state is ever computed: the last token of the output is chosen but never run."""
@@ -95,6 +100,9 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"max_tokens is {self.max_tokens}; it must be >= 1 (0 only together with prompt_logprobs).")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
             raise UserError(f"prompt_logprobs is {self.prompt_logprobs}; it must be in [0, {MAX_LOGPROBS}].")
+        for name, seconds in (("deadline_s", self.deadline_s), ("ttft_deadline_s", self.ttft_deadline_s)):
+            if seconds is not None and not 0.0 < seconds < math.inf:
+                raise UserError(f"{name} is {seconds}; it must be a positive number of seconds from arrival.")
         room = context - 1 if self.max_tokens else context
         if tokens > room:
             raise UserError(

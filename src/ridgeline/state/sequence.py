@@ -8,6 +8,8 @@ from .event import Scored
 from .plan import SequenceId
 from .request import Request
 
+Rank = tuple[float, ...]
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -25,6 +27,7 @@ class Sequence:
     first_scheduled_s: float | None = None
     preemptions: int = 0
     tokens_recomputed: int = 0
+    rank: Rank = ()  # its place in its queue, as the policy last said; lowest first
     scored: list[Scored] = field(default_factory=list)  # prompt positions scored so far
 
     @property

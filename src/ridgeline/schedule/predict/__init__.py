@@ -1,0 +1,1 @@
+"""How many tokens will this still make: one file a predictor, one line in PREDICTORS."""
