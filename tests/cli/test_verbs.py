@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from ridgeline.cli.climb import climb
+from ridgeline.cli.screen import Screen
+from ridgeline.models.pull import TABLE
 from ridgeline.perf.ladder import RUNGS
 from tests.perf.conftest import round_machine
 
@@ -151,3 +153,12 @@ def test_pull_lists_what_there_is_and_refuses_the_rest(ridgeline):
     assert "smollm2-135m" in ridgeline.document("pull", "--list")["models"]
     assert "can be pulled" in ridgeline("pull", "nonsense", code=2)[1]
     assert "no model was named" in ridgeline("pull", code=2)[1]
+
+
+def test_a_model_with_terms_says_them_before_it_is_fetched(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RIDGELINE_HOME", str(tmp_path))
+    with Screen(json=True).fetching("gemma-3-270m"):
+        said = capsys.readouterr().err
+    assert TABLE["gemma-3-270m"].terms in " ".join(said.split())
+    with Screen(json=True).fetching("smollm2-135m"), Screen(json=True).fetching("some/path.gguf"):
+        assert not capsys.readouterr().err

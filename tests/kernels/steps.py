@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ridgeline.formats.format import FORMATS
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, PackedWeight, pack
+from ridgeline.kernels.packing import BLOCKS, NATIVE_FORMATS, PackedWeight, pack
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 
@@ -45,11 +45,20 @@ def random_weight(format_name: str, rows: int, columns: int, seed: int = 0) -> n
     if format_name == "bf16":
         values = rng.standard_normal(rows * columns, np.float32)
         return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    heads = 2 if format_name == "q4_1" else 1
-    blocks = rows * columns // GROUP
-    scales = rng.uniform(-0.02, 0.02, (blocks, heads)).astype(np.float16).view(np.uint8).reshape(blocks, -1)
-    quants = rng.integers(0, 256, (blocks, 16 if heads == 2 else 32), np.uint8)
-    return np.concatenate([scales, quants], 1).reshape(-1)
+    group, nbytes = BLOCKS[format_name]
+    blocks = rows * (columns // group)
+    data = rng.integers(0, 256, (blocks, nbytes), np.uint8)
+    most = {"q4_k": 3e-4, "q6_k": 2e-5}.get(format_name, 0.02)  # under scales of up to 63 and 127
+    at, heads = (208, 1) if format_name == "q6_k" else (0, 2 if format_name in ("q4_1", "q4_k") else 1)
+    scales = rng.uniform(-most, most, (blocks, heads)).astype(np.float16)
+    data[:, at : at + 2 * heads] = scales.view(np.uint8).reshape(blocks, -1)
+    return data.reshape(-1)
+
+
+def fitting(format_name: str, columns: int) -> int:
+    """`columns`, or for formats of larger blocks as many of those (32 -> 256, 96 -> 768; at most 3)."""
+    group = BLOCKS[format_name][0]
+    return columns if columns % group == 0 or group <= GROUP else group * min(3, max(1, columns // GROUP))
 
 
 def unpacked(format_name: str, data: npt.NDArray[np.uint8], rows: int, columns: int) -> Floats:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ridgeline.kernels.packing import NATIVE_FORMATS, pack
+from ridgeline.kernels.packing import NATIVE_FORMATS, QUANTISED_FORMATS, pack
 
-from .steps import linear, packed_random, quantised, random_weight, unpacked
+from .steps import fitting, linear, packed_random, quantised, random_weight, unpacked
 
 FORMATS = tuple(NATIVE_FORMATS)
 MOST = 65  # rows of the largest batch
@@ -22,13 +22,13 @@ def rows_of(count: int, columns: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(1, 32), (16, 64), (33, 96), (70, 576), (130, 160)])
 def test_products_equal_the_exact_ones_up_to_summation(isa, teams, name, shape) -> None:
-    rows, columns = shape
+    rows, columns = shape[0], fitting(name, shape[1])
     data = random_weight(name, rows, columns)
     x = rows_of(14, columns)
     x[3] = 0.0
     x[5, :32] = 0.0
     x[7] *= 1e20
-    seen = quantised(x)[0] if name in ("q8_0", "q4_1") else x.astype(np.float64)
+    seen = quantised(x)[0] if name in QUANTISED_FORMATS else x.astype(np.float64)
     exact = seen @ unpacked(name, data, rows, columns).astype(np.float64).T
     out = linear(teams(2), x, [pack(data, name, rows, columns)])
     scale = np.abs(exact).max(1, keepdims=True) + 1e-30
@@ -46,8 +46,8 @@ def test_formats_without_groups_take_odd_widths(isa, teams, name, columns) -> No
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(16, 32), (50, 96), (200, 160)])
 def test_a_row_has_the_same_bits_in_every_batch_and_on_every_team(isa, teams, name, shape) -> None:
-    weight = packed_random(name, *shape)
-    x = rows_of(MOST, shape[1])
+    columns = fitting(name, shape[1])
+    weight, x = packed_random(name, shape[0], columns), rows_of(MOST, columns)
     alone = np.concatenate([linear(teams(1), x[i : i + 1], [weight]) for i in range(MOST)])
     for count in (*range(2, 41), 64, 65):
         for threads in (1, 2, 3, 5) if count % 7 == 0 or count > 60 else (1 + count % 3,):
@@ -59,16 +59,22 @@ def test_a_row_has_the_same_bits_in_every_batch_and_on_every_team(isa, teams, na
 @given(rows=st.integers(1, 90), groups=st.integers(1, 5), count=st.integers(2, 20), start=st.integers(0, 9))
 @settings(max_examples=12, deadline=None)
 def test_any_slice_of_a_batch_has_the_bits_of_the_batch(teams, name, rows, groups, count, start) -> None:
-    weight, x = packed_random(name, rows, 32 * groups), rows_of(30, 32 * groups)
+    columns = fitting(name, 32 * groups)
+    weight, x = packed_random(name, rows, columns), rows_of(30, columns)
     whole = linear(teams(2), x, [weight])
     np.testing.assert_array_equal(linear(teams(3), x[start : start + count], [weight]), whole[start : start + count])
 
 
 def test_parts_of_unlike_formats_share_one_line(isa, teams) -> None:
-    names, heights = ("q4_1", "q8_0", "bf16"), (40, 17, 100)
-    weights = [packed_random(name, rows, 96) for name, rows in zip(names, heights, strict=True)]
+    mixed = (("q4_1", "q8_0", "bf16"), 96), (("q4_k", "q5_0", "q6_k"), 256), (("q6_k", "f32", "q4_0"), 256)
+    for names, columns in mixed:
+        weights = [packed_random(name, rows, columns) for name, rows in zip(names, (40, 17, 100), strict=True)]
+        check_parts(teams, weights, columns)
+
+
+def check_parts(teams, weights, columns) -> None:
     for count in (1, 5, 30):
-        x = rows_of(count, 96)
+        x = rows_of(count, columns)
         apart = np.concatenate([linear(teams(1), x, [weight]) for weight in weights], 1)
         np.testing.assert_array_equal(linear(teams(3), x, weights), apart)
 
@@ -77,9 +83,10 @@ def test_parts_of_unlike_formats_share_one_line(isa, teams) -> None:
 @pytest.mark.parametrize("count", [1, 4, 29])
 def test_bias_and_residual_are_added_last_and_the_sum_may_overwrite_the_residual(isa, teams, name, count) -> None:
     rng = np.random.default_rng(1)
-    weights = [packed_random(name, 37, 64), packed_random(name, 16, 64)]
+    columns = fitting(name, 64)
+    weights = [packed_random(name, 37, columns), packed_random(name, 16, columns)]
     bias = rng.standard_normal(37, np.float32)
-    x, residual = rows_of(count, 64), rng.standard_normal((count, 53), np.float32)
+    x, residual = rows_of(count, columns), rng.standard_normal((count, 53), np.float32)
     bare = linear(teams(1), x, weights)
     expected = bare.copy()
     expected[:, :37] += bias

@@ -22,6 +22,7 @@ from .steps import (
     Heads,
     Sequence,
     attend,
+    fitting,
     instruction,
     linear,
     pool_for,
@@ -106,6 +107,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 6, 65])
 @pytest.mark.parametrize("biased", [False, True])
 def test_linear_and_head(isa, teams, name, shape, count, biased) -> None:
+    shape = (shape[0], fitting(name, shape[1]))
     data, x, bias = random_weight(name, *shape), normal(count, shape[1]), normal(1, shape[0], seed=3)
     weights = [FakeWeight(unpacked(name, data, *shape)), *([FakeWeight(bias)] if biased else [])]
     out = linear(teams(2), x, [pack(data, name, *shape)], biases=[bias[0] if biased else None])
@@ -115,15 +117,17 @@ def test_linear_and_head(isa, teams, name, shape, count, biased) -> None:
 
 @pytest.mark.parametrize("name", NATIVE_FORMATS)
 def test_embed(isa, teams, name) -> None:
-    data, ids = random_weight(name, 40, 64), np.array([0, 39, 16, 15, 7], np.int32)
+    columns = fitting(name, 64)
+    data, ids = random_weight(name, 40, columns), np.array([0, 39, 16, 15, 7], np.int32)
     arena = Arena()
-    out = arena.room(5 * 64 * 4)
-    op = instruction(native.RL_EMBED, out=out, width_out=64, scale=0.7)
-    packed = pack(data, name, 40, 64)
+    out = arena.room(5 * columns * 4)
+    op = instruction(native.RL_EMBED, out=out, width_out=columns, scale=0.7)
+    packed = pack(data, name, 40, columns)
     set_weight(op.weight[0], packed)
     run(teams(2), [op], arena, Batch(5, token_ids=ids), kept=packed)
-    weights = [FakeWeight(unpacked(name, data, 40, 64))]
-    check("embed", arena.read(out, 5, 64), meaning("embed", FakeStep(torch.from_numpy(ids)), (), weights, scale=0.7))
+    weights = [FakeWeight(unpacked(name, data, 40, columns))]
+    expected = meaning("embed", FakeStep(torch.from_numpy(ids)), (), weights, scale=0.7)
+    check("embed", arena.read(out, 5, columns), expected)
 
 
 @pytest.mark.parametrize("count", [1, 20])

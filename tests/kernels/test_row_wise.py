@@ -11,7 +11,7 @@ from ridgeline.kernels import native
 from ridgeline.kernels.packing import NATIVE_FORMATS, pack
 from ridgeline.kit.errors import InvariantError
 
-from .steps import Arena, Batch, check_quantised, instruction, random_weight, run, set_weight, unpacked
+from .steps import Arena, Batch, check_quantised, fitting, instruction, random_weight, run, set_weight, unpacked
 
 COUNTS = (1, 2, 7, 33)
 
@@ -86,18 +86,19 @@ def test_a_norm_of_heads_that_does_not_fit_is_refused(teams, change, words) -> N
 @pytest.mark.parametrize("name", NATIVE_FORMATS)
 @pytest.mark.parametrize("count", COUNTS)
 def test_embed_reads_rows_out_of_the_tiles(isa, teams, name, count) -> None:
-    data = random_weight(name, 70, 96)
-    packed = pack(data, name, 70, 96)
+    columns = fitting(name, 96)
+    data = random_weight(name, 70, columns)
+    packed = pack(data, name, 70, columns)
     ids = np.random.default_rng(0).integers(0, 70, count).astype(np.int32)
     ids[-1] = 69
     arena = Arena()
-    out, quant = arena.room(count * 96 * 4), arena.quantised_room(count, 96)
-    op = instruction(native.RL_EMBED, out=out, out_quant=quant, width_out=96, scale=1.5)
+    out, quant = arena.room(count * columns * 4), arena.quantised_room(count, columns)
+    op = instruction(native.RL_EMBED, out=out, out_quant=quant, width_out=columns, scale=1.5)
     set_weight(op.weight[0], packed)
     run(teams(2), [op], arena, Batch(count, token_ids=ids))
-    expected = unpacked(name, data, 70, 96)[ids] * np.float32(1.5)
-    np.testing.assert_allclose(arena.read(out, count, 96), expected, rtol=2e-7, atol=1e-9)
-    check_quantised(arena, quant, arena.read(out, count, 96))
+    expected = unpacked(name, data, 70, columns)[ids] * np.float32(1.5)
+    np.testing.assert_allclose(arena.read(out, count, columns), expected, rtol=2e-7, atol=1e-9)
+    check_quantised(arena, quant, arena.read(out, count, columns))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

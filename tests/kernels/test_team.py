@@ -145,7 +145,7 @@ def set_weight_field(name: str, value: int | None) -> Change:
     [
         (set_field("op", 99), "an unknown operation"),
         (set_field("op", 0), "an unknown operation"),
-        (set_weight_field("format", 7), "an unknown weight format"),
+        (set_weight_field("format", 99), "an unknown weight format"),
         (set_weight_field("data", None), "a weight that is null"),
         (set_weight_field("data", 64 + 8), "a weight that is null, misaligned"),
         (set_weight_field("bytes", 5), "another size than its shape"),

@@ -23,8 +23,6 @@ def fetch(name: str | None, *, is_listing: bool, json: bool) -> None:
         return
     if name is None:
         raise UserError(f"no model was named. Known: {', '.join(TABLE)}. `ridgeline pull --list` tells more.")
-    if name in TABLE and TABLE[name].terms:
-        screen.aside(f"{name}: {TABLE[name].terms}", style="dim")
     with screen.fetching(name) as progress:
         path = pull(name, progress)
     screen.say(f"{name} is at {path}")

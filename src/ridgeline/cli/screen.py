@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ridgeline.models.pull import TABLE, find
 from ridgeline.report.document import document, print_document
 from ridgeline.report.tables import show
 from ridgeline.run.machine import Fingerprint, fingerprint
@@ -57,7 +58,12 @@ class Screen:
 
     @contextmanager
     def fetching(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar of bytes; call with (done, in all). Nothing is shown until the first call, and nothing in a pipe."""
+        """A bar of bytes; call with (done, in all). Nothing is shown until the first call, and nothing in a pipe.
+
+        Before a model of the pull table is fetched, the terms of its licence are said, in a pipe too.
+        """
+        if what in TABLE and TABLE[what].terms and find(what) is None:
+            self.aside(f"{what}: {TABLE[what].terms}", style="dim")
         if not self.asides.is_terminal:
             yield lambda done, total: None
             return

@@ -20,11 +20,11 @@ from ridgeline.kit.errors import InvariantError, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
-ABI_VERSION = 2  # RL_ABI_VERSION
+ABI_VERSION = 3  # RL_ABI_VERSION
 LIBRARY = Path(__file__).with_name("libridgeline.so")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 
-RL_F32, RL_BF16, RL_Q8_0, RL_Q4_1 = range(4)  # RlFormat
+RL_F32, RL_BF16, RL_Q8_0, RL_Q4_1, RL_Q4_0, RL_Q5_0, RL_Q4_K, RL_Q6_K = range(8)  # RlFormat
 RL_KV_F32, RL_KV_BF16 = range(2)  # RlStorage
 (
     RL_EMBED, RL_NORM, RL_LINEAR, RL_ROPE, RL_ATTEND, RL_ACTIVATION, RL_ADD, RL_GATHER, RL_SAMPLE, RL_HEAD_NORM,

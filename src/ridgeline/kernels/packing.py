@@ -14,7 +14,16 @@ from . import native
 Bytes = npt.NDArray[np.uint8]
 
 # Formats the native bodies multiply on their own bits: name -> RlFormat.
-NATIVE_FORMATS = {"f32": native.RL_F32, "bf16": native.RL_BF16, "q8_0": native.RL_Q8_0, "q4_1": native.RL_Q4_1}
+NATIVE_FORMATS = {
+    "f32": native.RL_F32, "bf16": native.RL_BF16, "q8_0": native.RL_Q8_0, "q4_1": native.RL_Q4_1,
+    "q4_0": native.RL_Q4_0, "q5_0": native.RL_Q5_0, "q4_k": native.RL_Q4_K, "q6_k": native.RL_Q6_K,
+}  # fmt: skip
+BLOCKS = {  # columns in a block, bytes of one in a file (kernels.h has the same)
+    "f32": (1, 4), "bf16": (1, 2), "q8_0": (32, 34), "q4_1": (32, 20),
+    "q4_0": (32, 18), "q5_0": (32, 22), "q4_k": (256, 144), "q6_k": (256, 210),
+}  # fmt: skip
+# Those whose linears read activations as integers.
+QUANTISED_FORMATS = frozenset(name for name, (columns, _) in BLOCKS.items() if columns > 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +59,8 @@ def pack(data: Bytes | None, format_name: str, rows: int, columns: int) -> Packe
     number = NATIVE_FORMATS[format_name]
     size = int(native.library().rl_packed_bytes(number, rows, columns))
     if size < 0:
-        raise UserError(f"{format_name} needs columns in groups of 32; a weight of [{rows}, {columns}] has none.")
+        group = BLOCKS[format_name][0]
+        raise UserError(f"{format_name} needs columns in groups of {group}; a weight of [{rows}, {columns}] has none.")
     source = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
     if source.nbytes != file_bytes(format_name, rows, columns):
         raise UserError(f"{format_name} [{rows}, {columns}] is {file_bytes(format_name, rows, columns)} bytes, "
@@ -63,5 +73,5 @@ def pack(data: Bytes | None, format_name: str, rows: int, columns: int) -> Packe
 
 def file_bytes(format_name: str, rows: int, columns: int) -> int:
     """Bytes in file order."""
-    per_group = {"f32": 128, "bf16": 64, "q8_0": 34, "q4_1": 20}[format_name]
-    return rows * columns * per_group // 32
+    group, nbytes = BLOCKS[format_name]
+    return rows * (columns // group) * nbytes

@@ -31,7 +31,8 @@ from .random_weights import filled
 from .spec import ModelSpec
 from .weights import GGUF_NAMES, ModelWeights, Shape, assemble, build, hf_names, map_weights
 
-WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1")
+WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
+SMALL = frozenset(("q4_1", "q4_0", "q5_0"))  # their logits are made at q8_0
 ONE_PLUS = frozenset({"gemma3"})  # families whose Hugging Face files hold gains less 1
 RANDOM = "random:"
 RANDOM_NATIVE = "bf16"  # what the published shapes are distributed in
@@ -58,8 +59,8 @@ def load(model: str, *, weights: str = "native", seed: int = 0, progress: Progre
     """A model with its numbers. Names of the pull table are fetched when absent (progress: bytes done, in all).
 
     native: memory-mapped views of the file, no copies. Otherwise matrices are converted to the named format, except
-    that the one that makes logits stays at q8_0 under q4_1 (as llama.cpp's Q4_1 files have it); norms and biases are
-    f32. UserError says what is wrong and what to do.
+    that the one that makes logits stays at q8_0 under four and five bits (as llama.cpp's Q4_1 files have it); norms
+    and biases are f32. UserError says what is wrong and what to do.
     """
     found = _find(model, weights, progress, fetch=True)
     if found.random:
@@ -186,7 +187,7 @@ def _format_for(role: str, weights: str) -> Format:
     """The format of a tensor by its role when a person asks for `weights`."""
     if role.endswith(("norm", "bias")):
         return FORMATS.get("f32")
-    return FORMATS.get("q8_0" if weights == "q4_1" and role == "head" else weights)
+    return FORMATS.get("q8_0" if weights in SMALL and role == "head" else weights)
 
 
 def _converted(weights: ModelWeights, name: str) -> ModelWeights:

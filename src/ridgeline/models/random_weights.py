@@ -21,15 +21,17 @@ from ridgeline.ops.protocols import Floats
 DEVIATION = 0.02  # initializer_range of the published configurations
 GAIN_DEVIATION = 0.1  # norms differ from 1, so that leaving one out shows
 LEVELS_Q4 = np.sqrt((16**2 - 1) / 12)  # standard deviation of a uniform nibble
+LEVELS_Q5 = np.sqrt((32**2 - 1) / 12)
 LEVELS_Q8 = np.sqrt((255**2 - 1) / 12)
 CHUNK = 1 << 22
+BLOCKED = ("q8_0", "q4_1", "q4_0", "q5_0")  # blocks of 32
 
 
 def filled(weight: StoredWeight, role: str, seed: int, index: int) -> StoredWeight:
     """The descriptor with numbers, made on demand: gains around 1, the rest around 0 with deviation DEVIATION."""
     name = weight.format.name
-    if not role.endswith("norm") and name not in ("f32", "f16", "bf16", "q8_0", "q4_1"):
-        raise UserError(f"random weights in {name} are not made; use f32, bf16, q8_0 or q4_1.")
+    if not role.endswith("norm") and name not in ("f32", "f16", "bf16", *BLOCKED):
+        raise UserError(f"random weights in {name} are not made; use f32, bf16, {', '.join(BLOCKED)}.")
     return replace(weight, make=functools.partial(_draw, weight, role, seed, index))
 
 
@@ -38,7 +40,7 @@ def _draw(weight: StoredWeight, role: str, seed: int, index: int) -> Bytes:
     if role.endswith("norm"):
         values = 1 + GAIN_DEVIATION * generator.standard_normal((weight.rows, weight.columns), np.float32)
         return weight.format.pack(values.astype(np.float32))
-    if weight.format.name in ("q8_0", "q4_1"):
+    if weight.format.name in BLOCKED:
         return _draw_blocks(weight, generator)
     return _draw_table(weight, generator)
 
@@ -64,13 +66,16 @@ def _draw_table(weight: StoredWeight, generator: np.random.Generator) -> Bytes:
 
 def _draw_blocks(weight: StoredWeight, generator: np.random.Generator) -> Bytes:
     """Blocks of 32: random levels, one scale for all (and the minimum that centres them)."""
-    if weight.format.name == "q8_0":
-        head = np.array([DEVIATION / LEVELS_Q8], np.float16)
+    levels = {"q8_0": LEVELS_Q8, "q5_0": LEVELS_Q5}.get(weight.format.name, LEVELS_Q4)
+    if weight.format.name != "q4_1":
+        head = np.array([DEVIATION / levels], np.float16)
     else:
         scale = np.float16(DEVIATION / LEVELS_Q4)
         head = np.array([scale, np.float16(-7.5) * scale], np.float16)
     blocks = np.empty((weight.nbytes // weight.format.nbytes(1, 32), weight.format.nbytes(1, 32)), np.uint8)
     blocks[:, : head.nbytes] = head.view(np.uint8)
+    if weight.format.name in ("q4_0", "q5_0"):  # their levels lie around -1/2: scales of both signs bring the mean to 0
+        blocks[1::2, : head.nbytes] = (-head).view(np.uint8)
     step = CHUNK // 32
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step, head.nbytes :]

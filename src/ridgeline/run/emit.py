@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, pack
+from ridgeline.kernels.packing import NATIVE_FORMATS, QUANTISED_FORMATS, pack
 from ridgeline.ops.op import LOGITS, Line, Value
 from ridgeline.ops.program import Program
 from ridgeline.ops.protocols import Weight
 
 from .arena import Arena, fused_adds
 
-QUANTISED_FORMATS = frozenset(("q8_0", "q4_1"))
 OPCODES = {
     "embed": native.RL_EMBED,
     "norm": native.RL_NORM,

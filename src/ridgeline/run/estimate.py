@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ridgeline.kernels.packing import QUANTISED_FORMATS
 from ridgeline.kit.cost import Cost
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.op import Line
 from ridgeline.ops.program import Program
 
 from .count import weight_bytes
-from .emit import QUANTISED_FORMATS
 from .machine import Machine
 
 

@@ -4,6 +4,52 @@
 namespace ridgeline::RL_ISA {
 namespace {
 
+// Element i of a group's nibbles (pack.cpp).
+RL_INLINE float nibble(const uint8_t* at, int i) {
+  return static_cast<float>(at[i / 8 * 64 + i % 4] >> (i % 8 / 4 * 4) & 15);
+}
+
+void read_pairs(const RlWeight& weight, const uint8_t* tile, int64_t lane, float scale, float* out) {
+  const bool five = weight.format == RL_Q5_0;
+  const int body = five ? Q5_0_BODY : Q4_0_BODY;
+  for (int64_t k = 0; k < weight.columns; k += RL_GROUP) {
+    const float d = half_to_float(reinterpret_cast<const uint16_t*>(tile + pair_scales(k / RL_GROUP, body))[lane]);
+    const uint8_t* at = tile + pair_body(k / RL_GROUP, weight.columns / RL_GROUP, body) + lane * 4;
+    for (int i = 0; i < RL_GROUP; i++) {
+      const float q = five ? nibble(at + Q5_0_NIBBLES, i) + (at[i % 4] >> (i / 4) & 1) * 16 - 16 : nibble(at, i) - 8;
+      out[k + i] = d * q * scale;
+    }
+  }
+}
+
+void read_q4_k(const RlWeight& weight, const uint8_t* tile, int64_t lane, float scale, float* out) {
+  for (int64_t k = 0; k < weight.columns; k += RL_GROUP) {
+    const uint8_t* block = tile + k / RL_SUPER * Q4_K_BODY;
+    const int group = static_cast<int>(k % RL_SUPER / RL_GROUP), i = group & 3;
+    const uint8_t *low = block + Q4_K_SCALES + lane * 4, *high = low + 64, *rest = low + 128;
+    const int s = group < 4 ? low[i] & 63 : (rest[i] & 15) | (low[i] >> 2 & 0x30);
+    const int m = group < 4 ? high[i] & 63 : rest[i] >> 4 | (high[i] >> 2 & 0x30);
+    const float d = half_to_float(reinterpret_cast<const uint16_t*>(block)[lane]) * s;
+    const float least = half_to_float(reinterpret_cast<const uint16_t*>(block)[16 + lane]) * m;
+    const uint8_t* at = block + Q4_K_NIBBLES + group * Q4_K_GROUP + lane * 4;
+    for (int e = 0; e < RL_GROUP; e++) out[k + e] = (d * nibble(at, e) - least) * scale;
+  }
+}
+
+void read_q6_k(const RlWeight& weight, const uint8_t* tile, int64_t lane, float scale, float* out) {
+  for (int64_t k = 0; k < weight.columns; k += RL_GROUP) {
+    const int64_t block = k / RL_SUPER, group = k % RL_SUPER / RL_GROUP;
+    const float d = half_to_float(reinterpret_cast<const uint16_t*>(tile + pair_scales(block, Q6_K_BODY))[lane]);
+    const uint8_t* body = tile + pair_body(block, weight.columns / RL_SUPER, Q6_K_BODY) + lane * 4;
+    const uint8_t* at = body + Q6_K_NIBBLES + group * Q6_K_GROUP;
+    for (int e = 0; e < RL_GROUP; e++) {
+      const float s = d * static_cast<int8_t>(body[group / 2 * 64 + group % 2 * 2 + e / 16]);
+      const int pair = at[Q6_K_HIGH + e / 16 * 64 + e % 4] >> (e % 16 / 4 * 2) & 3;
+      out[k + e] = s * (nibble(at, e) + pair * 16 - 32) * scale;
+    }
+  }
+}
+
 void read_row(const RlWeight& weight, int64_t id, float scale, float* out) {
   const int64_t columns = weight.columns, lane = id % RL_TILE_ROWS;
   const uint8_t* tile =
@@ -29,11 +75,13 @@ void read_row(const RlWeight& weight, int64_t id, float scale, float* out) {
       for (int64_t k = 0; k < columns; k += RL_GROUP, tile += 320) {
         const float d = half_to_float(reinterpret_cast<const uint16_t*>(tile)[lane]);
         const float m = half_to_float(reinterpret_cast<const uint16_t*>(tile)[16 + lane]);
-        const uint8_t* q = tile + 64 + lane * 4;
-        for (int i = 0; i < RL_GROUP; i++)
-          out[k + i] = (d * static_cast<float>(q[i / 8 * 64 + i % 4] >> (i % 8 / 4 * 4) & 15) + m) * scale;
+        for (int i = 0; i < RL_GROUP; i++) out[k + i] = (d * nibble(tile + 64 + lane * 4, i) + m) * scale;
       }
       return;
+    case RL_Q4_0:
+    case RL_Q5_0: return read_pairs(weight, tile, lane, scale, out);
+    case RL_Q4_K: return read_q4_k(weight, tile, lane, scale, out);
+    case RL_Q6_K: return read_q6_k(weight, tile, lane, scale, out);
   }
 }
 

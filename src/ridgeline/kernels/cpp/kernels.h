@@ -30,6 +30,7 @@ extern const Kernels kernels_avx2, kernels_avx512;
 // ---- small shared arithmetic; static: every object gets its own copy
 
 #define RL_INLINE static inline __attribute__((always_inline))
+#define RL_SUPER 256  // columns of a block of the k formats: 8 groups
 
 RL_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 RL_INLINE int64_t quant_stride(int64_t width) { return round_up(width + width / RL_GROUP * 8, 64); }
@@ -38,23 +39,51 @@ RL_INLINE int row_count(const Step& step, const RlInstr& in) {
 }
 RL_INLINE float* floats(const Step& step, int64_t offset) { return reinterpret_cast<float*>(step.arena + offset); }
 
-// Bytes of one packed tile of RL_TILE_ROWS rows (pack.cpp); -1: unknown format.
-RL_INLINE int64_t tile_bytes(int format, int64_t columns) {
+// Columns that a format stores together; 1: any number of columns, read as f32. 0: unknown format.
+RL_INLINE int columns_in_block(int format) {
   switch (format) {
-    case RL_F32: return columns * 64;
-    case RL_BF16: return (columns + 1) / 2 * 64;
-    case RL_Q8_0: return columns / RL_GROUP * 544;
-    case RL_Q4_1: return columns / RL_GROUP * 320;
+    case RL_F32: case RL_BF16: return 1;
+    case RL_Q8_0: case RL_Q4_1: case RL_Q4_0: case RL_Q5_0: return RL_GROUP;
+    case RL_Q4_K: case RL_Q6_K: return RL_SUPER;
   }
-  return -1;
+  return 0;
 }
 
-// Where group g of a Q8_0 tile of `groups` keeps its scales and its quants: groups in pairs, so that quants begin on cache
-// lines (a 64-byte load across two lines costs two). An odd last group stands alone: tiles stay as long as the file's rows.
-RL_INLINE int64_t q8_scales(int64_t g) { return (g >> 1) * 1088 + (g & 1) * 32; }
-RL_INLINE int64_t q8_quants(int64_t g, int64_t groups) {
-  return (g >> 1) * 1088 + ((g | 1) == groups ? 32 : 64 + (g & 1) * 512);
+// Bytes of one such block in a file.
+RL_INLINE int block_bytes(int format) {
+  switch (format) {
+    case RL_F32: return 4;
+    case RL_BF16: return 2;
+    case RL_Q8_0: return 34;
+    case RL_Q4_1: return 20;
+    case RL_Q4_0: return 18;
+    case RL_Q5_0: return 22;
+    case RL_Q4_K: return 144;
+    case RL_Q6_K: return 210;
+  }
+  return 0;
 }
+
+// Bytes of one packed tile of RL_TILE_ROWS rows (pack.cpp): as long as the file's rows; -1: not a shape of this format.
+RL_INLINE int64_t tile_bytes(int format, int64_t columns) {
+  const int block = columns_in_block(format);
+  if (block == 0 || columns % block) return -1;
+  return (format == RL_BF16 ? round_up(columns, 2) : columns) / block * block_bytes(format) * RL_TILE_ROWS;
+}
+
+// Tiles of formats with one f16 scale a block keep their blocks in pairs: two rows of 16 scales, then the two bodies, so that
+// bodies begin on cache lines (a 64-byte load across two lines costs two). An odd last block stands alone.
+RL_INLINE int64_t pair_scales(int64_t block, int64_t body) { return (block >> 1) * (64 + 2 * body) + (block & 1) * 32; }
+RL_INLINE int64_t pair_body(int64_t block, int64_t blocks, int64_t body) {
+  return (block >> 1) * (64 + 2 * body) + ((block | 1) == blocks ? 32 : 64 + (block & 1) * body);
+}
+// Bodies of 16 rows, and where their parts begin (pack.cpp).
+constexpr int Q8_0_BODY = 512, Q4_0_BODY = 256;
+constexpr int Q5_0_BODY = 320, Q5_0_NIBBLES = 64;  // high bits first
+constexpr int Q4_K_BODY = 2304, Q4_K_SCALES = 64, Q4_K_NIBBLES = 256, Q4_K_GROUP = 256;  // d and dmin are in the body
+constexpr int Q6_K_BODY = 3328, Q6_K_NIBBLES = 256, Q6_K_GROUP = 384, Q6_K_HIGH = 256;   // high bits end each group
+RL_INLINE int64_t q8_scales(int64_t g) { return pair_scales(g, Q8_0_BODY); }
+RL_INLINE int64_t q8_quants(int64_t g, int64_t groups) { return pair_body(g, groups, Q8_0_BODY); }
 
 // Rows [begin, end) of `thread`: a pure function of its arguments, so that consecutive row-wise operators give the same
 // rows to the same thread and need no barrier between them (tape.cpp).

@@ -3,13 +3,14 @@
 // streams by once. Promise 1: for one output the sequence of operations over k is the same in every R x T variant
 //   f32, bf16:  two sums (even k, odd k), added at the end
 //   q8_0, q4_1: per group of 32 an exact integer dot of each plane (high, low), each then sum = fma(d_w * d_a, dot, sum);
-//               q4_1 adds fma(m_w, sum of both planes' d_a * sum q, .)
+//               q4_1 adds fma(m_w, sum of both planes' d_a * sum q, .); likewise q4_0, q5_0 (whose dot is of the signed
+//               weights) and q4_k (d_w = d * scale, m_w = -dmin * minimum); q6_k has a dot and a d_w for each sixteen
 // so neither the number of rows, nor threads, nor tiles beside it can change a bit.
 // A block of few rows streams one tile and prefetches it (the weights come from memory once: one stream at a time beats
 // two, KERNELS.md §2); integer blocks take up to PANEL rows of one unit, float ones up to HOT_ROWS of two.
 // Measured numbers: docs/findings (command: ridgeline doctor, bench/).
 // size: one operator; every instruction set's inner loops stand beside each other to be compared
-#include "quantise.h"
+#include "dots.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
@@ -113,26 +114,11 @@ RL_INLINE void dot_bf16(const Reads& from, const uint8_t* const (&tile)[T], cons
   }
 }
 
-// ---- integer groups: group_q8 and group_q4 give the exact dot of 32 weights and 32 activations as a float.
+// ---- integer groups: group_q8 (and dot_quads of dots.h) give the exact dot of 32 weights and 32 activations as a float.
 // w: the group's first weight byte of each unit (stored + 128 for q8); q: the panel's group, whose last R words are the
 // offsets -128 * sum that undo the + 128.
 
-template <int R>
-RL_INLINE int32_t offset_of(const uint8_t* q, int r) {
-  return reinterpret_cast<const int32_t*>(q)[9 * R + r];
-}
-template <int R>
-RL_INLINE float scale_of(const uint8_t* q, int r) {
-  return reinterpret_cast<const float*>(q)[8 * R + r];
-}
-
 #if RL_LEVEL == 2
-
-// GCC 12 does not fold a broadcast into vpdpbusd by itself.
-RL_INLINE void dot4(I& sum, I weights, const uint8_t* q) {
-  typedef int Four __attribute__((may_alias));
-  asm("vpdpbusd %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const Four*>(q)), "v"(weights));
-}
 
 template <int R, int T>
 RL_INLINE void group_q8(const uint8_t* const (&w)[T], const uint8_t* q, F (&dot)[R][T]) {
@@ -156,35 +142,7 @@ RL_INLINE void group_q8(const uint8_t* const (&w)[T], const uint8_t* q, F (&dot)
     for (int t = 0; t < T; t++) dot[r][t] = to_float(total[r][t]);
 }
 
-template <int R, int T>
-RL_INLINE void group_q4(const uint8_t* const (&w)[T], const uint8_t* q, F (&dot)[R][T]) {
-  I total[R][T] = {};
-  const I low = splat_int(0x0f0f0f0f);
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) {
-      I both = load_int(w[t] + 64 * j);
-      I weights = both & low, next = (both >> 4) & low;
-#pragma GCC unroll 12
-      for (int r = 0; r < R; r++) dot4(total[r][t], weights, q + (2 * j * R + r) * 4);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; r++) dot4(total[r][t], next, q + ((2 * j + 1) * R + r) * 4);
-    }
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) dot[r][t] = to_float(total[r][t]);
-}
-
 #elif RL_LEVEL == 1
-
-RL_INLINE __m256i broadcast4(const uint8_t* q) {
-  int four;
-  memcpy(&four, q, 4);
-  return _mm256_set1_epi32(four);
-}
 
 // maddubs would saturate on 8-bit weights: widen to 16 bits, even and odd bytes apart.
 template <int R, int T>
@@ -220,32 +178,6 @@ RL_INLINE void group_q8(const uint8_t* const (&w)[T], const uint8_t* q, F (&dot)
     for (int t = 0; t < T; t++) dot[r][t] = _mm256_cvtepi32_ps(total[r][t]);
 }
 
-// 8 pairs of products of at most 15 * 128 stay within 16 bits, so widening is needed once a group.
-template <int R, int T>
-RL_INLINE void group_q4(const uint8_t* const (&w)[T], const uint8_t* q, F (&dot)[R][T]) {
-  __m256i total[R][T] = {};
-  const __m256i low = _mm256_set1_epi8(15);
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) {
-      __m256i both = (__m256i)load_int(w[t] + 64 * j);
-      __m256i weights = _mm256_and_si256(both, low), next = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; r++) {
-        __m256i part = _mm256_maddubs_epi16(weights, broadcast4(q + (2 * j * R + r) * 4));
-        part = _mm256_add_epi16(part, _mm256_maddubs_epi16(next, broadcast4(q + ((2 * j + 1) * R + r) * 4)));
-        total[r][t] = _mm256_add_epi16(total[r][t], part);
-      }
-    }
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++)
-      dot[r][t] = _mm256_cvtepi32_ps(_mm256_madd_epi16(total[r][t], _mm256_set1_epi16(1)));
-}
-
 #else
 
 // All partial sums stay below 2^24, so float arithmetic is exact here; SSE2 has no 32-bit multiply.
@@ -269,27 +201,6 @@ RL_INLINE void group_q8(const uint8_t* const (&w)[T], const uint8_t* q, F (&dot)
     }
 }
 
-template <int R, int T>
-RL_INLINE void group_q4(const uint8_t* const (&w)[T], const uint8_t* q, F (&dot)[R][T]) {
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) dot[r][t] = splat(0.0f);
-  const int8_t* a = reinterpret_cast<const int8_t*>(q);
-  for (int j = 0; j < 4; j++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) {
-      I weights = load_int(w[t] + 64 * j);
-#pragma GCC unroll 12
-      for (int b = 0; b < 8; b++) {  // byte b % 4, low nibble first
-        F one = to_float(weights >> (8 * (b % 4) + b / 4 * 4) & 15);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++)
-          dot[r][t] += one * splat(static_cast<float>(a[((2 * j + b / 4) * R + r) * 4 + b % 4]));
-      }
-    }
-}
-
 #endif
 
 // scale * sum of the R rows of a panel's group.
@@ -305,50 +216,114 @@ RL_INLINE void weighted_sums(const uint8_t* q, float (&out)[16]) {
 #endif
 }
 
-template <int R, int T, bool FETCH, bool Q4>
+// out = sum over groups of scale * (dot of each plane, high first) and, where a format has them, minima * sums.
+template <int R, int T>
+RL_INLINE void accumulate(const F (&scale)[T], const uint8_t* q, const F (&dot)[PLANES * R][T], F (&out)[R][T]) {
+  constexpr int V = PLANES * R;  // high and low planes are lanes of their own
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++)
+#pragma GCC unroll 2
+      for (int v = PLANES * r; v < PLANES * (r + 1); v++)
+        out[r][t] = fma(scale[t] * splat(scale_of<V>(q, v)), dot[v][t], out[r][t]);
+}
+
+template <int R, int T>
+RL_INLINE void accumulate_least(const F (&least)[T], const uint8_t* q, F (&out)[R][T]) {
+  float sums[16];
+  weighted_sums<PLANES * R>(q, sums);
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++)
+      out[r][t] = fma(least[t], splat(sums[PLANES * r] + sums[PLANES * r + 1]), out[r][t]);
+}
+
+// One group of a format whose groups have one scale. tile: at the group's block of each unit.
+template <int FORMAT, int R, int T, bool FETCH>
+RL_INLINE void add_group(const uint8_t* const (&tile)[T], const int (&lane)[T], int64_t g, int64_t groups,
+                         const uint8_t* q, F (&out)[R][T]) {
+  constexpr int V = PLANES * R;
+  constexpr int BODY = FORMAT == RL_Q8_0 ? Q8_0_BODY : FORMAT == RL_Q5_0 ? Q5_0_BODY : Q4_0_BODY;
+  constexpr int STORED = FORMAT == RL_Q4_1 ? 320 : FORMAT == RL_Q4_K ? Q4_K_BODY / 8 : BODY + 32;
+  const int64_t block = FORMAT == RL_Q4_K ? (g >> 3) * Q4_K_BODY : g * 320;
+  const int64_t scales = FORMAT == RL_Q4_1 || FORMAT == RL_Q4_K ? block : pair_scales(g, BODY);
+  const int64_t body = FORMAT == RL_Q4_1   ? block + 64
+                       : FORMAT == RL_Q4_K ? block + Q4_K_NIBBLES + (g & 7) * Q4_K_GROUP
+                                           : pair_body(g, groups, BODY);
+  const uint8_t *w[T], *nibbles[T];
+  F scale[T], least[T], dot[V][T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; t++) {
+    w[t] = tile[t] + body + lane[t] * 4;
+    nibbles[t] = FORMAT == RL_Q5_0 ? w[t] + Q5_0_NIBBLES : w[t];
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(tile[t] + scales) + lane[t];
+    if constexpr (FORMAT == RL_Q4_K) {
+      q4_k_factors(tile[t] + block, lane[t], static_cast<int>(g & 7), scale[t], least[t]);
+      least[t] = -least[t];
+    } else {
+      scale[t] = load_half(halves);
+      if constexpr (FORMAT == RL_Q4_1) least[t] = load_half(halves + 16);
+    }
+  }
+#pragma GCC unroll 9
+  for (int line = 0; line < STORED; line += 64) fetch<FETCH>(tile[0] + body + line);
+  if constexpr (FORMAT == RL_Q8_0) {
+    group_q8<V, T>(w, q, dot);
+  } else {
+    int32_t start[16];
+    if constexpr (zero_of(FORMAT) != 0) offsets<FORMAT, V>(q, start);
+    dot_quads<FORMAT, V, T, 0, 8>(nibbles, w, q, start, dot);
+  }
+  accumulate<R, T>(scale, q, dot, out);
+  if constexpr (FORMAT == RL_Q4_1 || FORMAT == RL_Q4_K) accumulate_least<R, T>(least, q, out);
+}
+
+// One group of q6_k: two scales, the first sixteen weights first.
+template <int R, int T, bool FETCH>
+RL_INLINE void add_halves(const uint8_t* const (&tile)[T], const int (&lane)[T], int64_t g, int64_t groups,
+                          const uint8_t* q, F (&out)[R][T]) {
+  constexpr int V = PLANES * R;
+  const int64_t block = g >> 3, body = pair_body(block, groups >> 3, Q6_K_BODY);
+  const int group = static_cast<int>(g & 7);
+  const uint8_t *nibbles[T], *high[T];
+  F scale[T], dot[V][T], d[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; t++) {
+    d[t] = load_half(reinterpret_cast<const uint16_t*>(tile[t] + pair_scales(block, Q6_K_BODY)) + lane[t]);
+    nibbles[t] = tile[t] + body + Q6_K_NIBBLES + group * Q6_K_GROUP + lane[t] * 4;
+    high[t] = nibbles[t] + Q6_K_HIGH;
+  }
+#pragma GCC unroll 9
+  for (int line = 0; line < Q6_K_GROUP + 64; line += 64) fetch<FETCH>(nibbles[0] + line);
+  int32_t first_half[16], second_half[16];
+  half_offsets<V>(q, first_half, second_half);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; half++) {
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) scale[t] = q6_k_factor(d[t], tile[t] + body + lane[t] * 4, group, half);
+    if (half == 0)
+      dot_quads<RL_Q6_K, V, T, 0, 4>(nibbles, high, q, first_half, dot);
+    else
+      dot_quads<RL_Q6_K, V, T, 4, 8>(nibbles, high, q, second_half, dot);
+    accumulate<R, T>(scale, q, dot, out);
+  }
+}
+
+template <int FORMAT, int R, int T, bool FETCH>
 RL_INLINE void dot_groups(const Reads& from, const uint8_t* const (&tile)[T], const int (&lane)[T], F (&out)[R][T]) {
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) out[r][t] = splat(0.0f);
-  constexpr int V = PLANES * R;  // high and low planes are lanes of their own
   const int64_t groups = from.columns / RL_GROUP;
   const uint8_t* q = from.panel;
   for (int64_t g = 0; g < groups; g++, q += R * PANEL_GROUP) {
-    const int64_t scales = Q4 ? g * 320 : q8_scales(g), quants = Q4 ? g * 320 + 64 : q8_quants(g, groups);
-    const uint8_t* w[T];
-    F scale[T], dot[V][T];
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) {
-      w[t] = tile[t] + quants + lane[t] * 4;
-      scale[t] = load_half(reinterpret_cast<const uint16_t*>(tile[t] + scales) + lane[t]);
-    }
-#pragma GCC unroll 9
-    for (int line = 0; line < (Q4 ? 320 : 544); line += 64) fetch<FETCH>(tile[0] + quants + line);
-    if constexpr (Q4)
-      group_q4<V, T>(w, q, dot);
+    if constexpr (FORMAT == RL_Q6_K)
+      add_halves<R, T, FETCH>(tile, lane, g, groups, q, out);
     else
-      group_q8<V, T>(w, q, dot);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-      for (int t = 0; t < T; t++) {
-        out[r][t] = fma(scale[t] * splat(scale_of<V>(q, PLANES * r)), dot[PLANES * r][t], out[r][t]);
-        out[r][t] = fma(scale[t] * splat(scale_of<V>(q, PLANES * r + 1)), dot[PLANES * r + 1][t], out[r][t]);
-      }
-    if constexpr (Q4) {
-      float sums[16];
-      weighted_sums<V>(q, sums);
-      F least[T];
-#pragma GCC unroll 4
-      for (int t = 0; t < T; t++)
-        least[t] = load_half(reinterpret_cast<const uint16_t*>(tile[t] + scales + 32) + lane[t]);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++)
-          out[r][t] = fma(least[t], splat(sums[PLANES * r] + sums[PLANES * r + 1]), out[r][t]);
-    }
+      add_group<FORMAT, R, T, FETCH>(tile, lane, g, groups, q, out);
   }
 }
 
@@ -381,7 +356,7 @@ void block(const Reads& from, const Part& part, int64_t unit, const Writes& to) 
   else if constexpr (FORMAT == RL_BF16)
     dot_bf16<R, T, FETCH>(from, tile, lane, result);
   else
-    dot_groups<R, T, FETCH, FORMAT == RL_Q4_1>(from, tile, lane, result);
+    dot_groups<FORMAT, R, T, FETCH>(from, tile, lane, result);
 #pragma GCC unroll 12
   for (int t = 0; t < T; t++) {
     const int64_t row = (unit + t) * LANES, left = part.weight->rows - row;
@@ -407,7 +382,7 @@ typedef void (*Block)(const Reads&, const Part&, int64_t unit, const Writes&);
 
 // Blocks by format and number of rows. A full panel of integers is one of many: its tile is in the cache already.
 struct Blocks {
-  Block at[4][PANEL];
+  Block at[RL_FORMAT_END][PANEL];
   int units[PANEL];
 
   constexpr Blocks() : at{}, units{} { fill<1>(); }
@@ -416,9 +391,12 @@ struct Blocks {
     units[R - 1] = ridgeline::RL_ISA::units<R>();
     at[RL_F32][R - 1] = block<RL_F32, R, ridgeline::RL_ISA::units<R>(), true>;
     at[RL_BF16][R - 1] = block<RL_BF16, R, ridgeline::RL_ISA::units<R>(), true>;
-    at[RL_Q8_0][R - 1] = block<RL_Q8_0, R, ridgeline::RL_ISA::units<R>(), R < PANEL>;
-    at[RL_Q4_1][R - 1] = block<RL_Q4_1, R, ridgeline::RL_ISA::units<R>(), R < PANEL>;
+    fill_integer<R, RL_Q8_0, RL_Q4_1, RL_Q4_0, RL_Q5_0, RL_Q4_K, RL_Q6_K>();
     if constexpr (R < PANEL) fill<R + 1>();
+  }
+  template <int R, int... FORMATS>
+  constexpr void fill_integer() {
+    ((at[FORMATS][R - 1] = block<FORMATS, R, ridgeline::RL_ISA::units<R>(), R < PANEL>), ...);
   }
 };
 constexpr Blocks BLOCKS;

@@ -3,9 +3,15 @@
 //   BF16  [columns / 2][16 rows][2]                               64 B a pair; odd columns padded with 0
 //   Q8_0  per pair of groups of 32: d fp16[2][16], then per group 8 x 64 B: lane i of 32 bits = 4 consecutive k of row i,
 //         stored + 128 (VNNI wants one unsigned side)             544 B a group = 16 x 34; an odd last group stands alone
-//   Q4_1  per group of 32: d fp16[16], m fp16[16]; 4 x 64 B: low nibbles of lane i = 4 consecutive k of row i, high
-//         nibbles = the next 4                                    320 B = 16 x 20
-// Rows are padded to 16 with zero scales. File order: F32, BF16 row-major; Q8_0, Q4_1 as GGUF blocks along each row.
+//   Q4_1  per group of 32: d fp16[16], m fp16[16], nibbles          320 B = 16 x 20
+//   Q4_0  pairs like Q8_0, body: nibbles                             288 B = 16 x 18
+//   Q5_0  pairs like Q8_0, body: 64 B, bit 8 b + j of lane i = bit 4 of element 4 j + b of row i; nibbles    352 B = 16 x 22
+//   Q4_K  per 256: d fp16[16], dmin fp16[16]; 3 x 64 B: lane i = the block's scale bytes of row i; nibbles of 8 groups
+//                                                                    2304 B = 16 x 144
+//   Q6_K  pairs of 256, body: 4 x 64 B: lane i = 4 int8 scales of row i; per group nibbles, then 2 x 64 B: bits 8 b + 2 j of
+//         lane i = bits 4 and 5 of element 4 j + b (+ 16 in the second) of row i                  3360 B = 16 x 210
+// nibbles of a group of 32: 4 x 64 B: low nibbles of lane i = 4 consecutive k of row i, high nibbles = the next 4.
+// Rows are padded to 16 with zero scales. File order: F32, BF16 row-major; the others as GGUF blocks along each row.
 #include <string.h>
 
 #include "kernels.h"
@@ -41,54 +47,107 @@ void plain_tile(uint8_t* file, uint8_t* tile, int rows, int64_t columns, int pai
   }
 }
 
-// GGUF block of 34 bytes: d, 32 x int8.
-void q8_block(uint8_t* block, uint8_t* tile, int64_t g, int64_t groups, int lane, bool packing) {
-  uint8_t *scale = tile + q8_scales(g) + lane * 2, *at = tile + q8_quants(g, groups) + lane * 4;
-  if (packing) {
-    memcpy(scale, block, 2);
-    for (int j = 0; j < 8; j++) {
-      uint32_t q = word(block + 2 + 4 * j) ^ 0x80808080u;
-      memcpy(at + 64 * j, &q, 4);
-    }
-  } else {
-    memcpy(block, scale, 2);
-    for (int j = 0; j < 8; j++) {
-      uint32_t q = word(at + 64 * j) ^ 0x80808080u;
-      memcpy(block + 2 + 4 * j, &q, 4);
-    }
-  }
+// One 32-bit word from the file to the tile or back, `flip` inverted on the way.
+void move(uint8_t* file, uint8_t* at, bool packing, uint32_t flip = 0) {
+  const uint32_t x = word(packing ? file : at) ^ flip;
+  memcpy(packing ? at : file, &x, 4);
 }
 
-// GGUF block of 20 bytes: d, m, then byte j = element j (low) and element j + 16 (high).
-void q4_block(uint8_t* block, uint8_t* tile, int64_t g, int64_t, int lane, bool packing) {
-  uint8_t *group = tile + g * 320, *at = group + 64 + lane * 4;
-  if (packing) {
-    memcpy(group + lane * 2, block, 2);
-    memcpy(group + 32 + lane * 2, block + 2, 2);
-    for (int half = 0; half < 2; half++) {  // elements 8 half .. 8 half + 7, and the same + 16
-      uint32_t a = word(block + 4 + 8 * half), b = word(block + 8 + 8 * half);
-      uint32_t low = (a & LOW) | (b & LOW) << 4, high = (a >> 4 & LOW) | (b & ~LOW);
-      memcpy(at + 64 * half, &low, 4);
-      memcpy(at + 128 + 64 * half, &high, 4);
+// The 2 x 2 transpose of nibbles that takes (a, b) = words with their groups in low and high nibbles to one word a group;
+// its own inverse. File: a, b; tile: low, high.
+void move_nibbles(uint8_t* a, uint8_t* b, uint8_t* low, uint8_t* high, bool packing) {
+  const uint32_t x = word(packing ? a : low), y = word(packing ? b : high);
+  const uint32_t first = (x & LOW) | (y & LOW) << 4, second = (x >> 4 & LOW) | (y & ~LOW);
+  memcpy(packing ? low : a, &first, 4);
+  memcpy(packing ? high : b, &second, 4);
+}
+
+// 16 bytes whose byte j is element j (low) and element j + 16 (high).
+void move_sixteen(uint8_t* file, uint8_t* at, bool packing) {
+  for (int half = 0; half < 2; half++)  // elements 8 half .. 8 half + 7, and the same + 16
+    move_nibbles(file + 8 * half, file + 8 * half + 4, at + 64 * half, at + 128 + 64 * half, packing);
+}
+
+// 32 bytes with one group in the low nibbles and another in the high ones.
+void move_two_groups(uint8_t* file, uint8_t* low, uint8_t* high, bool packing) {
+  for (int i = 0; i < 4; i++) move_nibbles(file + 8 * i, file + 8 * i + 4, low + 64 * i, high + 64 * i, packing);
+}
+
+// The file's bit 4 j + b <-> the tile's bit 8 b + j: each nibble is spread over four bytes by one multiplication.
+void move_bits(uint8_t* file, uint8_t* at, bool packing) {
+  uint32_t x = word(packing ? file : at), y = 0;
+  for (int j = 0; j < 8; j++)
+    y |= packing ? ((x >> 4 * j & 15) * 0x00204081u & 0x01010101u) << j
+                 : ((x >> j & 0x01010101u) * 0x01020408u >> 24 & 15) << 4 * j;
+  memcpy(packing ? at : file, &y, 4);
+}
+
+// 4 x 4 transposes of the bit pairs of each byte, their own inverse: file word j (of 4) holds group c at bits 2 c; the
+// tile's word of group c holds file word j at bits 2 j.
+void move_bit_pairs(uint8_t* file, uint8_t* at, bool packing) {
+  uint32_t from[4], to[4] = {};
+  for (int i = 0; i < 4; i++) from[i] = word(packing ? file + 4 * i : at + i * Q6_K_GROUP);
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) to[i] |= (from[j] >> 2 * i & 0x03030303u) << 2 * j;
+  for (int i = 0; i < 4; i++) memcpy(packing ? at + i * Q6_K_GROUP : file + 4 * i, &to[i], 4);
+}
+
+// d of a row in the tile.
+void move_half(uint8_t* file, uint8_t* at, bool packing) { memcpy(packing ? at : file, packing ? file : at, 2); }
+
+// Block number `index` of `blocks` of a row, between the file and lane `lane` of the tile. Order in the file:
+//   Q8_0 d, 32 x int8   Q4_1 d, m, 16 B   Q4_0 d, 16 B   Q5_0 d, 32 high bits, 16 B
+//   Q4_K d, dmin, 12 B of scales, 4 x 32 B   Q6_K 2 x 64 B nibbles, 2 x 32 B bit pairs, 16 scales, d
+void move_block(int format, uint8_t* file, uint8_t* tile, int64_t index, int64_t blocks, int lane, bool packing) {
+  switch (format) {
+    case RL_Q8_0: {
+      uint8_t* at = tile + q8_quants(index, blocks) + lane * 4;
+      move_half(file, tile + q8_scales(index) + lane * 2, packing);
+      for (int j = 0; j < 8; j++) move(file + 2 + 4 * j, at + 64 * j, packing, 0x80808080u);
+      return;
     }
-  } else {
-    memcpy(block, group + lane * 2, 2);
-    memcpy(block + 2, group + 32 + lane * 2, 2);
-    for (int half = 0; half < 2; half++) {
-      uint32_t low = word(at + 64 * half), high = word(at + 128 + 64 * half);
-      uint32_t a = (low & LOW) | (high & LOW) << 4, b = (low >> 4 & LOW) | (high & ~LOW);
-      memcpy(block + 4 + 8 * half, &a, 4);
-      memcpy(block + 8 + 8 * half, &b, 4);
+    case RL_Q4_1:
+      tile += index * 320;
+      move_half(file, tile + lane * 2, packing);
+      move_half(file + 2, tile + 32 + lane * 2, packing);
+      return move_sixteen(file + 4, tile + 64 + lane * 4, packing);
+    case RL_Q4_0:
+      move_half(file, tile + pair_scales(index, Q4_0_BODY) + lane * 2, packing);
+      return move_sixteen(file + 2, tile + pair_body(index, blocks, Q4_0_BODY) + lane * 4, packing);
+    case RL_Q5_0: {
+      uint8_t* at = tile + pair_body(index, blocks, Q5_0_BODY) + lane * 4;
+      move_half(file, tile + pair_scales(index, Q5_0_BODY) + lane * 2, packing);
+      move_bits(file + 2, at, packing);
+      return move_sixteen(file + 6, at + Q5_0_NIBBLES, packing);
+    }
+    case RL_Q4_K: {
+      tile += index * Q4_K_BODY;
+      uint8_t* at = tile + Q4_K_NIBBLES + lane * 4;
+      move_half(file, tile + lane * 2, packing);
+      move_half(file + 2, tile + 32 + lane * 2, packing);
+      for (int i = 0; i < 3; i++) move(file + 4 + 4 * i, tile + Q4_K_SCALES + 64 * i + lane * 4, packing);
+      for (int pair = 0; pair < 4; pair++)
+        move_two_groups(file + 16 + 32 * pair, at + 2 * pair * Q4_K_GROUP, at + (2 * pair + 1) * Q4_K_GROUP, packing);
+      return;
+    }
+    default: {
+      uint8_t *body = tile + pair_body(index, blocks, Q6_K_BODY) + lane * 4, *at = body + Q6_K_NIBBLES;
+      move_half(file + 208, tile + pair_scales(index, Q6_K_BODY) + lane * 2, packing);
+      for (int i = 0; i < 4; i++) move(file + 192 + 4 * i, body + 64 * i, packing);
+      for (int half = 0; half < 2; half++, at += 4 * Q6_K_GROUP) {  // groups 4 half + c: c and c + 2 share bytes
+        for (int c = 0; c < 2; c++)
+          move_two_groups(file + 64 * half + 32 * c, at + c * Q6_K_GROUP, at + (c + 2) * Q6_K_GROUP, packing);
+        for (int part = 0; part < 2; part++)
+          move_bit_pairs(file + 128 + 32 * half + 16 * part, at + Q6_K_HIGH + 64 * part, packing);
+      }
     }
   }
 }
 
 int32_t convert(int32_t format, uint8_t* file, int32_t rows, int32_t columns, uint8_t* packed, bool packing) {
   const int64_t bytes = rows > 0 && columns > 0 ? tile_bytes(format, columns) : -1;
-  const bool grouped = format == RL_Q8_0 || format == RL_Q4_1;
-  if (bytes < 0 || !file || !packed || (grouped && columns % RL_GROUP)) return -1;
-  const int64_t groups = columns / RL_GROUP;
-  const int64_t block = format == RL_Q8_0 ? 34 : 20;
+  if (bytes < 0 || !file || !packed) return -1;
+  const int64_t blocks = columns / columns_in_block(format), block = block_bytes(format);
   for (int64_t row = 0; row < rows; row += RL_TILE_ROWS) {
     uint8_t* tile = packed + row / RL_TILE_ROWS * bytes;
     const int count = rows - row < RL_TILE_ROWS ? static_cast<int>(rows - row) : RL_TILE_ROWS;
@@ -98,11 +157,9 @@ int32_t convert(int32_t format, uint8_t* file, int32_t rows, int32_t columns, ui
       plain_tile<uint16_t>(file + row * columns * 2, tile, count, columns, 2, packing);
     } else {
       if (packing && count < RL_TILE_ROWS) memset(tile, 0, bytes);
-      for (int64_t g = 0; g < groups; g++)
-        for (int i = 0; i < count; i++) {
-          uint8_t* from = file + ((row + i) * groups + g) * block;
-          (format == RL_Q8_0 ? q8_block : q4_block)(from, tile, g, groups, i, packing);
-        }
+      for (int64_t b = 0; b < blocks; b++)
+        for (int i = 0; i < count; i++)
+          move_block(format, file + ((row + i) * blocks + b) * block, tile, b, blocks, i, packing);
     }
   }
   return 0;
@@ -115,7 +172,6 @@ using namespace ridgeline;
 
 int64_t rl_packed_bytes(int32_t format, int32_t rows, int32_t columns) {
   if (rows <= 0 || columns <= 0) return -1;
-  if ((format == RL_Q8_0 || format == RL_Q4_1) && columns % RL_GROUP) return -1;
   const int64_t bytes = tile_bytes(format, columns);
   return bytes < 0 ? -1 : round_up(rows, RL_TILE_ROWS) / RL_TILE_ROWS * bytes;
 }

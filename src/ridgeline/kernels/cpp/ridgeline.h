@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 2
+#define RL_ABI_VERSION 3
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -19,7 +19,10 @@ extern "C" {
 #endif
 
 enum RlIsa { RL_PLAIN = 0, RL_AVX2 = 1, RL_AVX512 = 2, RL_AVX512_BF16 = 3 };
-enum RlFormat { RL_F32 = 0, RL_BF16 = 1, RL_Q8_0 = 2, RL_Q4_1 = 3 };
+enum RlFormat {
+  RL_F32 = 0, RL_BF16 = 1, RL_Q8_0 = 2, RL_Q4_1 = 3, RL_Q4_0 = 4, RL_Q5_0 = 5, RL_Q4_K = 6, RL_Q6_K = 7,
+  RL_FORMAT_END
+};
 enum RlStorage { RL_KV_F32 = 0, RL_KV_BF16 = 1 };
 enum RlOp {
   RL_EMBED = 1,       // out[t] = weight[0] row token_ids[t] * scale

@@ -55,10 +55,10 @@ enum Fault {
   BAD_SCRATCH
 };
 
-bool integer(const RlWeight& weight) { return weight.format == RL_Q8_0 || weight.format == RL_Q4_1; }
+bool integer(const RlWeight& weight) { return columns_in_block(weight.format) > 1; }
 
 Fault check_weight(const RlWeight& weight, int columns) {
-  if (weight.format < RL_F32 || weight.format > RL_Q4_1) return BAD_FORMAT;
+  if (weight.format < RL_F32 || weight.format >= RL_FORMAT_END) return BAD_FORMAT;
   if (!weight.data || reinterpret_cast<uintptr_t>(weight.data) % 64) return BAD_WEIGHT;
   if (weight.columns != columns || weight.bytes != rl_packed_bytes(weight.format, weight.rows, columns)) return BAD_WEIGHT;
   return Fault(0);
