@@ -81,7 +81,7 @@ class FakeStep:
     def tensor(self, weight: FakeWeight) -> Any:
         return torch.from_numpy(weight.values)
 
-    def kv(self, layer: int) -> Any:
+    def kv(self, group: int, layer: int) -> Any:
         return self.cache
 
 
@@ -207,7 +207,7 @@ def test_attend(isa, teams, storage, window, heads, tokens) -> None:
     _, pool = pool_for(shape, 20)
     out = attend(teams(2), shape, pool, [(Sequence(qkv, 0, np.arange(20, dtype=np.int32)), tokens)])[0]
     step = FakeStep(positions=torch.arange(tokens), bounds=((0, tokens),), cache=FakeKv(storage))
-    attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.dim}
+    attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.dim, "group": 0, "pool_layer": 0}
     check("attend", out, meaning("attend", step, (qkv,), scale=shape.dim**-0.5, window=window, **attributes), storage)
 
 

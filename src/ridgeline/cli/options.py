@@ -19,7 +19,13 @@ P = ParamSpec("P")
 
 Model = Annotated[str, typer.Argument(help="A known name, a .gguf file, a model directory, or random:SHAPE.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document as the last line of stdout; words go to stderr.")]
-Weights = Annotated[str, typer.Option(help="native (the file's own bits), or a format to convert to: f32, bf16, q8_0, q4_1, q4_0, q5_0.", metavar="FORMAT")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="native (the file's own bits), or a format to convert to: f32, bf16, q8_0, q4_1, q4_0, q5_0.",
+        metavar="FORMAT",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads; default: the cores this process may use.", metavar="N")]
 Kv = Annotated[str, typer.Option(help="How keys and values are kept: auto, bf16 or f32.", metavar="FORMAT")]
 KvBytes = Annotated[

@@ -66,7 +66,7 @@ def _draw_table(weight: StoredWeight, generator: np.random.Generator) -> Bytes:
 
 def _draw_blocks(weight: StoredWeight, generator: np.random.Generator) -> Bytes:
     """Blocks of 32: random levels, one scale for all (and the minimum that centres them)."""
-    levels = {"q8_0": LEVELS_Q8, "q5_0": LEVELS_Q5}.get(weight.format.name, LEVELS_Q4)
+    levels = {"q8_0": LEVELS_Q8, "q5_0": LEVELS_Q5, "q4_0": LEVELS_Q4, "q4_1": LEVELS_Q4}[weight.format.name]
     if weight.format.name != "q4_1":
         head = np.array([DEVIATION / levels], np.float16)
     else:
