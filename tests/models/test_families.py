@@ -73,7 +73,7 @@ def logits(program, ids):
     step = SimpleNamespace(
         token_ids=torch.tensor(ids), positions=torch.arange(count), bounds=((0, count),),
         logit_tokens=torch.arange(count),
-        tensor=lambda weight: torch.from_numpy(weight.unpack()), kv=lambda layer: kept.setdefault(layer, Kept()),
+        tensor=lambda weight: torch.from_numpy(weight.unpack()), kv=lambda group, layer: kept.setdefault(layer, Kept()),
     )  # fmt: skip
     values = {}
     for line in program.lines[:-1]:
