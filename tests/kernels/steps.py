@@ -138,7 +138,7 @@ class Batch:
 
 def run(
     team: native.Team, instructions: list[native.RlInstr], arena: Arena, batch: Batch,
-    pool: native.RlPool | None = None, scratch_bytes: int = 1 << 20, kept: Any = (),
+    pool: native.Pools | None = None, scratch_bytes: int = 1 << 20, kept: Any = (),
 ) -> None:  # fmt: skip
     arena.make()
     tape = native.Tape(instructions, kept)
@@ -196,15 +196,15 @@ class Heads:
         return (self.heads + 2 * self.kv_heads) * self.dim
 
 
-def pool_for(heads: Heads, blocks: int, layers: int = 1) -> tuple[KvPool, native.RlPool]:
+def pool_for(heads: Heads, blocks: int, layers: int = 1) -> tuple[KvPool, native.Pools]:
     """A pool full of NaN: whatever attention reads without having written it would show."""
     kv = KvPool(STORAGES.get(heads.storage), layers=layers, kv_heads=heads.kv_heads, head_dim=heads.dim, blocks=blocks)
     kv.data[:] = 0xFF
-    return kv, native.pool(kv)
+    return kv, native.Pools((kv,))
 
 
 def attend(
-    team: native.Team, heads: Heads, pool: native.RlPool, entries: list[tuple[Sequence, int]],
+    team: native.Team, heads: Heads, pool: native.Pools, entries: list[tuple[Sequence, int]],
     *, layer: int = 0, scratch_bytes: int = 1 << 22, with_quant: bool = False,
 ) -> list[Floats]:  # fmt: skip
     """Runs the next `count` tokens of each sequence as one step; rows [count, heads * dim] per entry."""

@@ -67,12 +67,16 @@ class FakeKv:
     def read(self, sequence: int) -> Any:
         return self.kept
 
+    def base(self, sequence: int) -> int:
+        return 0
+
 
 @dataclass
 class FakeStep:
     token_ids: Any = None
     positions: Any = None
     bounds: tuple[tuple[int, int], ...] = ()
+    trees: tuple[Any, ...] = (None,)
     logit_tokens: Any = None
     rows: tuple[Any, ...] = ()
     results: list[Any] = field(default_factory=list)
@@ -207,7 +211,8 @@ def test_attend(isa, teams, storage, window, heads, tokens) -> None:
     _, pool = pool_for(shape, 20)
     out = attend(teams(2), shape, pool, [(Sequence(qkv, 0, np.arange(20, dtype=np.int32)), tokens)])[0]
     step = FakeStep(positions=torch.arange(tokens), bounds=((0, tokens),), cache=FakeKv(storage))
-    attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.dim, "group": 0, "pool_layer": 0}
+    attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.dim}
+    attributes |= {"group": 0, "pool_layer": 0, "sinks": 0}
     check("attend", out, meaning("attend", step, (qkv,), scale=shape.dim**-0.5, window=window, **attributes), storage)
 
 

@@ -29,9 +29,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def runner_of(loaded: LoadedModel, storage: str, bound: Bound) -> Runner:
-    spec = loaded.spec
-    pool = KvPool(STORAGES.get(storage), layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, blocks=24)
-    return Runner(bound, pool, limits=LIMITS, threads=2, clock=WallClock())
+    pools = tuple(
+        KvPool(group.storage, layers=len(group.layers), kv_heads=group.kv_heads, head_dim=group.head_dim, blocks=24)
+        for group in bound.program.kv_groups
+    )
+    return Runner(bound, pools, limits=LIMITS, threads=2, clock=WallClock())
 
 
 def steps() -> list[StepPlan]:
@@ -155,13 +157,9 @@ def test_resident_bytes_of_the_real_file(name: str) -> None:
         pytest.skip(f"{name} was not pulled here: too large for a test to fetch")
     loaded = load(name)
     program = record(loaded, STORAGES.get("bf16"))
-    spec = loaded.spec
     bound = bind(program)
     assert bound.is_native
-    pool = KvPool(
-        STORAGES.get("bf16"), layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, blocks=8
-    )  # fmt: skip
-    runner = Runner(bound, pool, limits=LIMITS, threads=2, clock=WallClock())
+    runner = runner_of(loaded, "bf16", bound)
     runner.close()
     # Exactly the tensors of the file, which also holds the vocabulary and names.
     assert runner.resident_weight_bytes == loaded.weights.nbytes

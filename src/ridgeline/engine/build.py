@@ -81,16 +81,19 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     program = record(loaded, storage)
     bound = bind(program, body=config.body)
     blocks = promised.kv_blocks
-    pool = KvPool(storage, layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, blocks=blocks)
+    pools = tuple(
+        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=blocks)
+        for g in program.kv_groups
+    )
     threads = config.threads or usable_cores()
     limits = step_limits(config, promised.context)
-    runner = Runner(bound, pool, limits=limits, threads=threads, clock=clock)
+    runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock)
     facts = EngineFacts(
         model=config.model, name=spec.name, family=spec.family, is_random=loaded.random, vocabulary=spec.vocabulary,
         context=promised.context, context_model=spec.context, bos=spec.bos, eos=spec.eos, add_bos=spec.add_bos,
         weights=config.weights, body=config.body, isa=native.isa() if config.body == "cpp" else None, threads=threads,
         file_bytes=loaded.file_bytes, resident_weight_bytes=runner.resident_weight_bytes,
-        arena_bytes=promised.activation_bytes, kv=storage.name, kv_bytes=pool.nbytes,
+        arena_bytes=promised.activation_bytes, kv=storage.name, kv_bytes=sum(pool.nbytes for pool in pools),
         kv_bytes_per_token=promised.kv_bytes_per_token, kv_blocks=blocks, block_tokens=BLOCK_TOKENS,
         step_tokens=config.step_tokens, max_sequences=config.max_sequences, load_s=time.perf_counter() - started_s,
     )  # fmt: skip

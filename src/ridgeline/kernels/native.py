@@ -61,7 +61,8 @@ class RlInstr(ctypes.Structure):
         ("width_in", c_int32), ("width_out", c_int32),
         ("in", c_int64), ("in2", c_int64), ("out", c_int64), ("in_quant", c_int64), ("out_quant", c_int64),
         ("layer", c_int32), ("heads", c_int32), ("kv_heads", c_int32), ("head_dim", c_int32),
-        ("rotary_dim", c_int32), ("window", c_int32), ("eps", c_float), ("scale", c_float),
+        ("rotary_dim", c_int32), ("window", c_int32), ("group", c_int32), ("sinks", c_int32),
+        ("eps", c_float), ("scale", c_float),
         ("rope_cos", c_void_p), ("rope_sin", c_void_p), ("weight", RlWeight * 3),
     )  # fmt: skip
 
@@ -69,7 +70,7 @@ class RlInstr(ctypes.Structure):
 class RlPool(ctypes.Structure):
     _fields_ = (
         ("base", c_void_p), ("block_stride", c_int64), ("layer_stride", c_int64), ("head_stride", c_int64),
-        ("page_bytes", c_int64), ("storage", c_int32), ("blocks", c_int32),
+        ("page_bytes", c_int64), ("storage", c_int32), ("blocks", c_int32), ("mass", c_void_p),
     )  # fmt: skip
 
 
@@ -86,8 +87,8 @@ class RlBatch(ctypes.Structure):
     _fields_ = (
         ("tokens", c_int32), ("sequences", c_int32), ("logit_rows", c_int32), ("table_stride", c_int32),
         *((name, c_void_p) for name in (
-            "token_ids", "positions", "sequence_of", "first_token", "block_table", "logit_token", "sampling",
-            "history_ids", "history_counts", "bias_ids", "bias_values",
+            "token_ids", "positions", "sequence_of", "first_token", "block_table", "slots", "tree", "logit_token",
+            "sampling", "history_ids", "history_counts", "bias_ids", "bias_values",
             "sampled", "logprob", "rank", "top_ids", "top_logprobs", "line_ns",
         )),
     )  # fmt: skip
@@ -100,7 +101,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "rl_isa_get": (c_int32, []),
     "rl_team_new": (c_void_p, [c_int32]),
     "rl_team_free": (None, [c_void_p]),
-    "rl_execute": (c_int64, [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
+    "rl_execute": (c_int64, [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_void_p]),
     "rl_scratch_bytes": (c_int64, [c_int32] * 6),
     "rl_packed_bytes": (c_int64, [c_int32] * 3),
     "rl_pack": (c_int32, [c_int32, c_void_p, c_int32, c_int32, c_void_p]),
@@ -238,21 +239,32 @@ class Tape:
         return self._addresses
 
 
-def pool(kv: Any) -> RlPool:
-    """RlPool of a memory.kv_pool.KvPool (or anything with its attributes)."""
+class Pools:
+    """Array of RlPool: one for every memory.kv_pool.KvPool (or what has its attributes), in the order of groups."""
+
+    def __init__(self, kept: Iterable[Any]) -> None:
+        self.kept = tuple(kept)  # the mappings must outlive the structs
+        self.count = len(self.kept)
+        self.structs = (RlPool * max(self.count, 1))(*(_pool(kv) for kv in self.kept))
+        self.pointer = ctypes.addressof(self.structs)
+
+
+def _pool(kv: Any) -> RlPool:
     strides = (kv.block_stride, kv.layer_stride, kv.head_stride)
-    struct = RlPool(kv.data.ctypes.data, *strides, kv.page_bytes, kv.storage.native, kv.blocks)
-    struct.kept = kv  # the mapping must outlive the struct
-    return struct
+    mass = getattr(kv, "mass", None)
+    return RlPool(
+        kv.data.ctypes.data, *strides, kv.page_bytes, kv.storage.native, kv.blocks,
+        None if mass is None else mass.ctypes.data,
+    )  # fmt: skip
 
 
-def execute(team: Team, tape: Tape, arena: Bytes, scratch: Bytes, pool: RlPool | None, batch: RlBatch) -> None:
+def execute(team: Team, tape: Tape, arena: Bytes, scratch: Bytes, pools: Pools | None, batch: RlBatch) -> None:
     """Runs one step: exactly one native call. InvariantError names the instruction a bad tape stumbles over."""
     if team.pointer is None:
         raise InvariantError("a step on a closed team")
     answer = library().rl_execute(
         team.pointer, tape.pointer, tape.count, *tape.addresses(arena, scratch),
-        ctypes.addressof(pool) if pool is not None else None, ctypes.addressof(batch),
+        *((pools.pointer, pools.count) if pools is not None else (None, 0)), ctypes.addressof(batch),
     )  # fmt: skip
     team.calls += 1
     if answer != 0:

@@ -15,19 +15,24 @@ def meaning(step: StepView, line: Line, qkv: Any) -> Any:  # [tokens, (heads + 2
     import torch  # noqa: PLC0415  heavy and optional
 
     heads, kv_heads, dim = (line.attributes[k] for k in ("heads", "kv_heads", "head_dim"))
-    scale, window = line.attributes["scale"], line.attributes["window"]
+    scale, window, sinks = (line.attributes[k] for k in ("scale", "window", "sinks"))
     q, k, v = qkv.split((heads * dim, kv_heads * dim, kv_heads * dim), -1)
     q = q.reshape(-1, kv_heads, heads // kv_heads, dim)
     kv = step.kv(line.attributes["group"], line.attributes["pool_layer"])
     kv.append(k.reshape(-1, kv_heads, dim), v.reshape(-1, kv_heads, dim))
     out = torch.empty(len(qkv), heads * dim, dtype=qkv.dtype, device=qkv.device)
     for sequence, (begin, end) in enumerate(step.bounds):
-        keys, values = kv.read(sequence)  # [context, kv_heads, dim]: read after storage rounding (promise 1)
+        keys, values = kv.read(sequence)  # [slots, kv_heads, dim]: read after storage rounding (promise 1)
         scores = torch.einsum("tkgd,ckd->kgtc", q[begin:end], keys) * scale
+        # A token's place: its slot, as if the branch of the tree it is on were all there is.
         places = torch.arange(len(keys), device=qkv.device)
-        seen = places[None, :] <= step.positions[begin:end, None]
+        own = kv.base(sequence) + step.positions[begin:end] - step.positions[begin]
+        places[len(keys) - len(own) :] = own
+        seen = places[None, :] <= own[:, None]
+        if step.trees[sequence] is not None:
+            seen[:, len(keys) - len(own) :] = step.trees[sequence]
         if window:
-            seen &= places[None, :] > step.positions[begin:end, None] - window
+            seen &= (places[None, :] > own[:, None] - window) | (places[None, :] < sinks)
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         out[begin:end] = torch.einsum("kgtc,ckd->tkgd", weights, values).reshape(end - begin, heads * dim)
     return out

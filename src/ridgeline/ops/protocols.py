@@ -76,5 +76,9 @@ class KvView(Protocol):
         ...
 
     def read(self, sequence: int) -> tuple[Any, Any]:
-        """K, V of batch entry `sequence`, [context, kv_heads, head_dim], as the storage gives them back."""
+        """K, V of batch entry `sequence`, [slots, kv_heads, head_dim], as the storage gives them; 0 where dropped."""
+        ...
+
+    def base(self, sequence: int) -> int:
+        """Slot of the entry's first token: what lies before is context."""
         ...

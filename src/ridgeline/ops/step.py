@@ -11,6 +11,7 @@ class StepView(Protocol):
     token_ids: Any  # [tokens] int64
     positions: Any  # [tokens] int64, absolute
     bounds: tuple[tuple[int, int], ...]  # rows [a, b) of each batch entry
+    trees: tuple[Any, ...]  # of each batch entry: [tokens, tokens] bool, ancestor or self; None: a chain
     logit_tokens: Any  # [logit_rows] int64: token row of each logit row
     rows: tuple[Any, ...]  # [logit_rows] state.plan.LogitRow
     results: list[Any]  # [logit_rows] state.plan.RowResult, filled by `sample`

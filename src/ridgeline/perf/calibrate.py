@@ -48,11 +48,14 @@ def calibrate(machine: Machine, progress: Callable[[str], None] = lambda step: N
 
 def _efficiency(machine: Machine, weights: str) -> dict[str, float]:
     loaded = load(MODEL, weights=weights)
-    spec, storage = loaded.spec, STORAGES.get("bf16")
+    storage = STORAGES.get("bf16")
     program = record(loaded, storage)
     blocks = LIMITS.sequences * LIMITS.context // BLOCK_TOKENS
-    pool = KvPool(storage, layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, blocks=blocks)
-    runner = Runner(bind(program), pool, limits=LIMITS, threads=machine.threads, clock=WallClock())
+    pools = tuple(
+        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=blocks)
+        for g in program.kv_groups
+    )
+    runner = Runner(bind(program), pools, limits=LIMITS, threads=machine.threads, clock=WallClock())
     bandwidth = machine.bandwidth(sum(weight.nbytes for weight in program.weights))
 
     def timed(plan: StepPlan) -> Callable[[Sequence[str]], tuple[Cost, float]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ridgeline.kernels import native
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
-from ridgeline.state.plan import LogitRow, RowResult, StepPlan
+from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan
 from ridgeline.state.request import MAX_LOGPROBS
 
 from .arena import StepLimits
@@ -31,14 +31,18 @@ SAMPLING = np.dtype(
 class NativeBatch:
     """fill(plan) before the call, results(plan) after it. Arrays are int32 unless named otherwise."""
 
-    def __init__(self, limits: StepLimits, line_ns: npt.NDArray[np.int64]) -> None:
+    def __init__(self, limits: StepLimits, line_ns: npt.NDArray[np.int64], groups: int = 1) -> None:
+        """groups: KvGroups of the program, each with block tables and slots of its own."""
         if SAMPLING.itemsize != ctypes.sizeof(native.RlSampling):
             raise AssertionError("SAMPLING and RlSampling differ")
-        self._limits = limits
+        self._limits, self._groups = limits, groups
         self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         tokens, rows, sequences = limits.tokens, max(limits.logit_rows, 1), limits.sequences
         self._ids, self._positions, self._sequence_of = _ints(tokens), _ints(tokens), _ints(tokens)
-        self._first, self._table = _ints(sequences + 1), _ints(sequences, self._table_stride)
+        self._first = _ints(sequences + 1)
+        # [groups, entries, table_stride] and [groups, tokens] of the step at hand, from the start
+        self._table, self._slots = _ints(groups * sequences * self._table_stride), _ints(groups * tokens)
+        self._tree = np.zeros(tokens, np.uint64)
         self._logit_token, self._sampled, self._rank = _ints(rows), _ints(rows), _ints(rows)
         self._top_ids = _ints(rows, MAX_LOGPROBS)
         self._logprob = np.zeros(rows, np.float32)
@@ -59,6 +63,10 @@ class NativeBatch:
         self._kept: tuple[Any, ...] = ()
 
     def fill(self, plan: StepPlan) -> None:
+        entries, tokens = len(plan.entries), plan.tokens
+        tables = self._table[: self._groups * entries * self._table_stride].reshape(self._groups, entries, -1)
+        slots = self._slots[: self._groups * tokens].reshape(self._groups, tokens)
+        has_slots = has_trees = False
         token = row = 0
         history: list[tuple[int, int]] = []
         bias: list[tuple[int, float]] = []
@@ -69,8 +77,16 @@ class NativeBatch:
             self._positions[span] = self._range[entry.start : entry.start + count]
             self._sequence_of[span] = index
             self._first[index] = token
-            needed = (entry.start + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS
-            self._table[index, :needed] = entry.blocks[0][:needed]
+            for group in range(self._groups):
+                first = entry.slot(group)
+                needed = (first + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+                tables[group, index, :needed] = entry.blocks[group][:needed]
+                slots[group, span] = self._range[first : first + count]
+            has_slots = has_slots or entry.slots != ()
+            self._tree[span] = 0
+            if entry.parents:
+                has_slots = has_trees = True
+                self._branch(entry, token)
             for wanted in entry.rows:
                 self._logit_token[row] = token + wanted.offset
                 self._sampling[row] = self._packed(wanted, history, bias)
@@ -78,7 +94,17 @@ class NativeBatch:
             token += count
         self._first[len(plan.entries)] = token
         self.struct.tokens, self.struct.sequences, self.struct.logit_rows = token, len(plan.entries), row
+        self.struct.slots = self._slots.ctypes.data if has_slots else None
+        self.struct.tree = self._tree.ctypes.data if has_trees else None
         self._point(history, bias)
+
+    def _branch(self, entry: Entry, token: int) -> None:
+        """Masks and positions of a tree whose first token is the batch's `token`."""
+        seen: list[int] = []
+        for place, parent in enumerate(entry.parents):
+            seen.append((seen[parent] if parent >= 0 else 0) | 1 << place)
+            self._positions[token + place] = entry.start + seen[place].bit_count() - 1
+        self._tree[token : token + len(seen)] = seen
 
     def results(self, plan: StepPlan) -> tuple[tuple[RowResult, ...], ...]:
         answers = []

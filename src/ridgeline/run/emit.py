@@ -147,7 +147,9 @@ class Emitter:
 
     def _attend(self, instruction: Any, line: Line) -> None:
         self._heads(instruction, line)
-        instruction.scale, instruction.window = line.attributes["scale"], line.attributes["window"]
+        attributes = line.attributes
+        instruction.scale, instruction.group = attributes["scale"], attributes["group"]
+        instruction.window, instruction.sinks = attributes["window"], attributes["sinks"]
 
     def _activation(self, instruction: Any, line: Line) -> None:
         instruction.activation = ACTIVATIONS[line.attributes["function"]]

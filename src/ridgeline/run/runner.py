@@ -18,13 +18,15 @@ from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.ops.op import TOKENS, Value
 from ridgeline.ops.program import Program
-from ridgeline.state.plan import RowResult, StepPlan, StepResult
+from ridgeline.state.plan import Entry, RowResult, StepPlan, StepResult
 
 from .arena import StepLimits, plan_arena
 from .batch import NativeBatch
 from .bind import Bound
 from .emit import Emitter, quantised_values
 from .torch_body import TensorCache, TorchStep, run_line
+
+MOST_BRANCHED = 64  # tokens of an entry with parents: a native mask has 64 bits
 
 
 def arena_bytes(bound: Bound, limits: StepLimits) -> int:
@@ -37,11 +39,13 @@ class Runner:
     """Implements state.ports.StepRunner at depth 0: submit runs the step, collect hands out its result."""
 
     def __init__(
-        self, bound: Bound, pool: KvPool, *, limits: StepLimits, threads: int, clock: Clock, device: str = "cpu"
-    ) -> None:
+        self, bound: Bound, pools: tuple[KvPool, ...], *, limits: StepLimits, threads: int, clock: Clock,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        """pools: one for every KvGroup of the program, in their order."""
         if device != "cpu" and any(body == "cpp" for body in bound.bodies):
             raise InvariantError(f"native bodies cannot run on {device}")
-        self.bound, self.pool, self.limits, self.threads = bound, pool, limits, threads
+        self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
         self.native_calls = 0
         self._clock, self._device = clock, device
         program, bodies = bound.program, bound.bodies
@@ -57,19 +61,20 @@ class Runner:
             tape = self._emitter.tape(span[0], span[-1] + 1) if body == "cpp" else None
             self._segments.append((span[0], span[-1] + 1, tape))
         self._is_mixed = "torch" in bodies
-        self._batch = NativeBatch(limits, self._line_ns)
+        self._batch = NativeBatch(limits, self._line_ns, len(pools))
         self._head = next((line.output for line in program if line.op.kind == "head"), None)
         if "cpp" in bodies:
-            attend = next(line.attributes for line in program if line.op.kind == "attend")
+            attends = [line.attributes for line in program if line.op.kind == "attend"]
             self._team = native.Team(threads)
             self._arena = native.aligned(plan.nbytes)
             self._scratch = native.aligned(
                 native.scratch_bytes(
-                    threads, limits.tokens, limits.context, attend["heads"], attend["head_dim"],
+                    threads, limits.tokens, limits.context, max((a["heads"] for a in attends), default=1),
+                    max((a["head_dim"] for a in attends), default=8),
                     self._head.width if self._head else 0,
                 )
             )  # fmt: skip
-            self._pool = native.pool(pool)
+            self._pools = native.Pools(pools)
 
     # -- StepRunner
 
@@ -79,10 +84,10 @@ class Runner:
         calls = self.native_calls
         batch = self._batch
         batch.fill(plan)
-        step = TorchStep(plan, (self.pool,), self._tensors, self._device) if self._is_mixed else None
+        step = TorchStep(plan, self.pools, self._tensors, self._device) if self._is_mixed else None
         for start, stop, tape in self._segments:
             if tape is not None:
-                native.execute(self._team, tape, self._arena, self._scratch, self._pool, batch.struct)
+                native.execute(self._team, tape, self._arena, self._scratch, self._pools, batch.struct)
                 self.native_calls += 1
             else:
                 self._run_reference(step, start, stop, plan)
@@ -127,8 +132,12 @@ class Runner:
                 f"the runner is built for {limits}"
             )
         for entry in plan.entries:
-            if entry.start + len(entry.tokens) > min(limits.context, len(entry.blocks[0]) * self.pool.block_tokens):
+            tokens = len(entry.tokens)
+            room = (len(entry.blocks[g]) * pool.block_tokens - entry.slot(g) for g, pool in enumerate(self.pools))
+            if entry.start + tokens > limits.context or min(room, default=tokens) < tokens:
                 raise InvariantError(f"sequence {entry.sequence} would run past its blocks or the context")
+            if entry.parents:
+                _check_tree(entry)
 
     def _run_reference(self, step: TorchStep | None, start: int, stop: int, plan: StepPlan) -> None:
         if step is None:
@@ -157,6 +166,15 @@ class Runner:
         begin = self._offsets[value.id]
         view = self._arena[begin : begin + rows * value.width * 4].view(np.float32)
         return view.reshape(rows, value.width)
+
+
+def _check_tree(entry: Entry) -> None:
+    if len(entry.parents) != len(entry.tokens) or len(entry.tokens) > MOST_BRANCHED:
+        raise InvariantError(
+            f"a tree of {len(entry.parents)} parents for {len(entry.tokens)} tokens; at most {MOST_BRANCHED} can branch"
+        )
+    if entry.parents[0] != -1 or any(not -1 <= parent < place for place, parent in enumerate(entry.parents)):
+        raise InvariantError(f"parents come before their children, and the first token has none: {entry.parents}")
 
 
 def _answered(result: RowResult | None) -> RowResult:

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.ops.protocols import Weight
-from ridgeline.state.plan import LogitRow, RowResult, StepPlan
+from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan
 
 
 class TensorCache:
@@ -44,7 +45,13 @@ class TorchStep:
 
         self._plan, self._pools, self._tensors, self._device = plan, pools, tensors, device
         ids = [token for entry in plan.entries for token in entry.tokens]
-        places = [entry.start + i for entry in plan.entries for i in range(len(entry.tokens))]
+        trees = [_ancestors(entry) for entry in plan.entries]
+        self.trees = tuple(None if tree is None else torch.from_numpy(tree).to(device) for tree in trees)
+        places = [
+            entry.start + depth
+            for entry, tree in zip(plan.entries, trees, strict=True)
+            for depth in (range(len(entry.tokens)) if tree is None else (tree.sum(1) - 1).tolist())
+        ]
         self.token_ids = torch.tensor(ids, dtype=torch.int64, device=device)
         self.positions = torch.tensor(places, dtype=torch.int64, device=device)
         starts = np.cumsum([0, *(len(entry.tokens) for entry in plan.entries)]).tolist()
@@ -67,16 +74,20 @@ class PagedView:
     def __init__(self, plan: StepPlan, pool: KvPool, group: int, layer: int, device: str) -> None:
         self._plan, self._pool, self._group, self._layer, self._device = plan, pool, group, layer, device
 
+    def base(self, sequence: int) -> int:
+        return self._plan.entries[sequence].slot(self._group)
+
     def append(self, k: Any, v: Any) -> None:
         keys, values = k.cpu().numpy(), v.cpu().numpy()  # [tokens, kv_heads, head_dim]
         pool, storage = self._pool, self._pool.storage
         row = 0
         for entry in self._plan.entries:
-            end = entry.start + len(entry.tokens)
-            for block in range(entry.start // BLOCK_TOKENS, (end - 1) // BLOCK_TOKENS + 1):
-                first, last = max(entry.start, block * BLOCK_TOKENS), min(end, (block + 1) * BLOCK_TOKENS)
+            begin = entry.slot(self._group)
+            end = begin + len(entry.tokens)
+            for block in range(begin // BLOCK_TOKENS, (end - 1) // BLOCK_TOKENS + 1):
+                first, last = max(begin, block * BLOCK_TOKENS), min(end, (block + 1) * BLOCK_TOKENS)
                 inside = slice(first - block * BLOCK_TOKENS, last - block * BLOCK_TOKENS)
-                source = slice(row + first - entry.start, row + last - entry.start)
+                source = slice(row + first - begin, row + last - begin)
                 for head in range(keys.shape[1]):
                     page = int(entry.blocks[self._group][block])
                     key_page = pool.keys(page, self._layer, head)
@@ -93,12 +104,14 @@ class PagedView:
         import torch  # noqa: PLC0415  heavy and optional
 
         entry, pool = self._plan.entries[sequence], self._pool
-        context = entry.start + len(entry.tokens)
+        context = self.base(sequence) + len(entry.tokens)
         blocks = [int(b) for b in entry.blocks[self._group][: (context + BLOCK_TOKENS - 1) // BLOCK_TOKENS]]
         heads, dim = pool.kv_heads, pool.head_dim
-        keys = np.empty((len(blocks) * BLOCK_TOKENS, heads, dim), np.float32)
-        values = np.empty_like(keys)
+        keys = np.zeros((len(blocks) * BLOCK_TOKENS, heads, dim), np.float32)
+        values = np.zeros_like(keys)
         for index, block in enumerate(blocks):
+            if block < 0:  # dropped: nobody sees it
+                continue
             inside = slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
             for head in range(heads):
                 keys[inside, head] = pool.storage.unpack_keys(pool.keys(block, self._layer, head), dim)
@@ -107,6 +120,17 @@ class PagedView:
             torch.from_numpy(keys[:context]).to(self._device),
             torch.from_numpy(values[:context]).to(self._device),
         )
+
+
+def _ancestors(entry: Entry) -> npt.NDArray[np.bool_] | None:
+    """[tokens, tokens]: which tokens of its tree each one sees."""
+    if not entry.parents:
+        return None
+    seen = np.eye(len(entry.tokens), dtype=bool)
+    for place, parent in enumerate(entry.parents):
+        if parent >= 0:
+            seen[place] |= seen[parent]
+    return seen
 
 
 def run_line(step: TorchStep, line: Any, values: Mapping[int, Any]) -> Any:

@@ -48,29 +48,39 @@ struct Pages {
 };
 
 uint8_t* page_of(const Step& step, const RlInstr& in, int sequence, int64_t page, int kv_head) {
-  const RlPool& pool = *step.pool;
-  const int32_t block = step.batch->block_table[static_cast<int64_t>(sequence) * step.batch->table_stride + page];
+  const RlPool& pool = step.pools[in.group];
+  const RlBatch& batch = *step.batch;
+  const int64_t row = static_cast<int64_t>(in.group) * batch.sequences + sequence;
+  const int32_t block = batch.block_table[row * batch.table_stride + page];
   return pool.base + block * pool.block_stride + in.layer * pool.layer_stride + kv_head * pool.head_stride;
+}
+
+// Where this group keeps the batch's tokens: [tokens].
+const int32_t* slots_of(const Step& step, const RlInstr& in) {
+  const RlBatch& batch = *step.batch;
+  return batch.slots ? batch.slots + static_cast<int64_t>(in.group) * batch.tokens : batch.positions;
 }
 
 void append(const Worker& worker, const Step& step, const RlInstr& in) {
   const int dim = in.head_dim;
   const int64_t width = static_cast<int64_t>(in.heads + 2 * in.kv_heads) * dim;
+  const RlPool& pool = step.pools[in.group];
+  const int32_t* slots = slots_of(step, in);
   int64_t begin, end;
   share(step.batch->tokens, worker, begin, end);
   for (int64_t token = begin; token < end; token++) {
-    const int position = step.batch->positions[token], slot = position % RL_BLOCK_TOKENS;
+    const int place = slots[token], slot = place % RL_BLOCK_TOKENS;
     const float* k = floats(step, in.in) + token * width + static_cast<int64_t>(in.heads) * dim;
     const float* v = k + static_cast<int64_t>(in.kv_heads) * dim;
     for (int h = 0; h < in.kv_heads; h++, k += dim, v += dim) {
-      uint8_t* page = page_of(step, in, step.batch->sequence_of[token], position / RL_BLOCK_TOKENS, h);
-      if (step.pool->storage == RL_KV_F32) {
+      uint8_t* page = page_of(step, in, step.batch->sequence_of[token], place / RL_BLOCK_TOKENS, h);
+      if (pool.storage == RL_KV_F32) {
         float* keys = reinterpret_cast<float*>(page) + slot;
         for (int d = 0; d < dim; d++) keys[d * RL_BLOCK_TOKENS] = k[d];
-        memcpy(page + step.pool->page_bytes + static_cast<int64_t>(slot) * dim * 4, v, dim * 4);
+        memcpy(page + pool.page_bytes + static_cast<int64_t>(slot) * dim * 4, v, dim * 4);
       } else {
         uint16_t* keys = reinterpret_cast<uint16_t*>(page) + slot * 2;
-        uint16_t* values = reinterpret_cast<uint16_t*>(page + step.pool->page_bytes) + slot * dim;
+        uint16_t* values = reinterpret_cast<uint16_t*>(page + pool.page_bytes) + slot * dim;
         for (int d = 0; d < dim; d++) keys[d / 2 * (2 * RL_BLOCK_TOKENS) + d % 2] = float_to_bf16(k[d]);
         for (int d = 0; d < dim; d++) values[d] = float_to_bf16(v[d]);
       }
@@ -235,7 +245,8 @@ struct Attend {
   const Step& step;
   const RlInstr& in;
   int ratio;         // q heads a kv head
-  int64_t splits;    // slots of partial results a row has; 0: items run all splits themselves
+  const int32_t* slots;
+  int64_t splits;    // places of partial results a row has; 0: items run all splits themselves
   float* partials;   // [token][head][split][partial_floats]
   bool quant_early;  // groups of 32 columns lie inside heads
 };
@@ -260,6 +271,7 @@ void emit(const Attend& job, int64_t token, int head, float sum, const float* va
 void run_item(const Attend& job, Item& item, int sequence, int row, int count, int kv_head, int64_t split, bool all) {
   const RlInstr& in = job.in;
   const RlBatch& batch = *job.step.batch;
+  const RlPool& pool = job.step.pools[in.group];
   const int dim = in.head_dim, start = batch.first_token[sequence];
   const int64_t width = static_cast<int64_t>(in.heads + 2 * in.kv_heads) * dim;
   int low = 0x7fffffff, high = -1;
@@ -268,7 +280,7 @@ void run_item(const Attend& job, Item& item, int sequence, int row, int count, i
     const int token = start + (row + r) / job.ratio, head = kv_head * job.ratio + (row + r) % job.ratio;
     const float* q = floats(job.step, in.in) + token * width + static_cast<int64_t>(head) * dim;
     for (int d = 0; d < dim; d++) item.q(r)[d] = q[d] * in.scale;
-    item.high[r] = batch.positions[token];
+    item.high[r] = job.slots[token];
     item.low[r] = in.window > 0 && item.high[r] >= in.window ? item.high[r] - in.window + 1 : 0;
     low = item.low[r] < low ? item.low[r] : low;
     high = item.high[r] > high ? item.high[r] : high;
@@ -298,9 +310,9 @@ void run_item(const Attend& job, Item& item, int sequence, int row, int count, i
       }
       for (int j = 0; j < STEP_PAGES; j++) {
         if (!pages.k[j]) pages.k[j] = any;  // scored for nothing, then masked
-        pages.v[j] = pages.k[j] + job.step.pool->page_bytes;
+        pages.v[j] = pages.k[j] + pool.page_bytes;
       }
-      (job.step.pool->storage == RL_KV_BF16 ? step_rows<true> : step_rows<false>)(item, pages, key, dim);
+      (pool.storage == RL_KV_BF16 ? step_rows<true> : step_rows<false>)(item, pages, key, dim);
     }
     for (int r = 0; r < count; r++) {
       const float sum_here = sum(load(item.sums[r]));
@@ -327,7 +339,7 @@ void merge_rows(const Attend& job, const Worker& worker, Item& item) {
   share(static_cast<int64_t>(job.step.batch->tokens) * in.heads, worker, begin, end);
   for (int64_t i = begin; i < end; i++) {
     const int64_t token = i / in.heads;
-    const int head = static_cast<int>(i % in.heads), high = job.step.batch->positions[token];
+    const int head = static_cast<int>(i % in.heads), high = job.slots[token];
     const int low = in.window > 0 && high >= in.window ? high - in.window + 1 : 0;
     float most = NOTHING, total = 0.0f;
     memset(item.total(0), 0, sizeof(float) * round_up(in.head_dim, LANES));
@@ -345,7 +357,7 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
   append(worker, step, in);
   barrier(worker);
   const RlBatch& batch = *step.batch;
-  Attend job{step, in, in.heads / in.kv_heads, 0, reinterpret_cast<float*>(step.scratch),
+  Attend job{step, in, in.heads / in.kv_heads, slots_of(step, in), 0, reinterpret_cast<float*>(step.scratch),
              in.out_quant >= 0 && in.head_dim % RL_GROUP == 0};
   // One pass over the sequences decides, alike on every thread, whether splits run as items of their own.
   int64_t items = 0;
@@ -354,7 +366,7 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
     const int rows = (batch.first_token[s + 1] - batch.first_token[s]) * job.ratio;
     items += static_cast<int64_t>((rows + ITEM_ROWS - 1) / ITEM_ROWS) * in.kv_heads;
   }
-  for (int t = 0; t < batch.tokens; t++) longest = batch.positions[t] > longest ? batch.positions[t] : longest;
+  for (int t = 0; t < batch.tokens; t++) longest = job.slots[t] > longest ? job.slots[t] : longest;
   const int64_t splits = longest / RL_SPLIT_TOKENS + 1;
   if (splits > 1 && worker.threads > 1 && items < 4 * worker.threads &&
       static_cast<int64_t>(batch.tokens) * in.heads * splits * partial_floats(in.head_dim) * 4 <= step.scratch_bytes)

@@ -10,7 +10,7 @@ struct Step {
   uint8_t* arena;
   uint8_t* scratch;
   int64_t scratch_bytes;
-  const RlPool* pool;
+  const RlPool* pools;  // by group
   const RlBatch* batch;
 };
 

@@ -58,8 +58,9 @@ typedef struct {
   int64_t in, in2, out;      // f32 buffers
   int64_t in_quant;          // quantised copy of `in`, read by integer formats
   int64_t out_quant;         // also write a quantised copy of `out` here
-  int32_t layer, heads, kv_heads, head_dim;
-  int32_t rotary_dim, window;   // window 0: all keys; w > 0: keys p-w+1 .. p
+  int32_t layer, heads, kv_heads, head_dim;  // layer: its place in the pool
+  int32_t rotary_dim, window;   // window 0: all keys; w > 0: the last w keys and the first `sinks`
+  int32_t group, sinks;         // group: which pool, block table and slots; sinks need the rope tables too (attend.cpp)
   float eps, scale;             // scale: embedding multiplier / softmax scale
   const float* rope_cos;        // [positions][rotary_dim/2]
   const float* rope_sin;
@@ -74,6 +75,7 @@ typedef struct {
   uint8_t* base;
   int64_t block_stride, layer_stride, head_stride, page_bytes;
   int32_t storage, blocks;
+  float* mass;  // [blocks][layers][kv_heads][16 tokens] attention mass a kept token has got so far (C10); NULL: not kept
 } RlPool;
 
 // Sampling of one logit row; semantics in ops/sample.py.
@@ -95,7 +97,11 @@ typedef struct {
   const int32_t* positions;     // [tokens], absolute
   const int32_t* sequence_of;   // [tokens]
   const int32_t* first_token;   // [sequences + 1]
-  const int32_t* block_table;   // [sequences][table_stride]
+  const int32_t* block_table;   // [groups][sequences][table_stride]; -1: a block whose tokens are never read again
+  const int32_t* slots;         // [groups][tokens] where k and v go, neighbours in a sequence; NULL: equal to positions
+  const uint64_t* tree;         // [tokens] bit i: sees token i of its sequence in this batch; 0: all before it; NULL: chains.
+                                // Ignored in sequences with more than 64 tokens. A token's position is that of the first
+                                // plus its depth, the number of its other bits.
   const int32_t* logit_token;   // [logit_rows] token index
   const RlSampling* sampling;   // [logit_rows]
   const int32_t* history_ids;
@@ -119,7 +125,8 @@ RL_API int32_t rl_isa_get(void);
 RL_API RlTeam* rl_team_new(int32_t threads);        // persistent; the caller of rl_execute is thread 0
 RL_API void    rl_team_free(RlTeam* team);
 RL_API int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* arena,
-                   uint8_t* scratch, int64_t scratch_bytes, const RlPool* pool, const RlBatch* batch);  // 0 ok, < 0 bad tape
+                   uint8_t* scratch, int64_t scratch_bytes, const RlPool* pools, int32_t pool_count,
+                   const RlBatch* batch);  // 0 ok, < 0 bad tape
 RL_API int64_t rl_scratch_bytes(int32_t threads, int32_t max_tokens, int32_t max_positions, int32_t heads, int32_t head_dim, int32_t vocabulary);
 RL_API int64_t rl_packed_bytes(int32_t format, int32_t rows, int32_t columns);
 RL_API int32_t rl_pack(int32_t format, const void* source, int32_t rows, int32_t columns, void* packed);     // source: file order

@@ -96,41 +96,54 @@ Fault check_batch_for(const RlInstr& in, const RlBatch& batch) {
   return Fault(0);
 }
 
-// Positions, sequences and every block that attention will read or write.
-Fault check_pages(const RlBatch& batch, const RlPool* pool, int window) {
+// Slots, sequences, trees and every block that attention will read or write. Blocks that no token of the batch sees may
+// be -1: nobody looks at them.
+Fault check_pages(const RlBatch& batch, const RlPool& pool, const RlInstr& in) {
   if (!batch.positions || !batch.sequence_of || !batch.first_token || !batch.block_table) return BAD_BATCH;
   if (batch.first_token[0] != 0 || batch.first_token[batch.sequences] != batch.tokens) return BAD_BATCH;
+  const int32_t* slots = batch.slots ? batch.slots + static_cast<int64_t>(in.group) * batch.tokens : batch.positions;
   for (int s = 0; s < batch.sequences; s++) {
     const int begin = batch.first_token[s], end = batch.first_token[s + 1];
     if (end < begin) return BAD_BATCH;
-    int64_t low = 0x7fffffff, high = -1;
+    if (end == begin) continue;
+    const int64_t base = slots[begin], high = base + (end - begin) - 1;
+    if (base < 0 || high / RL_BLOCK_TOKENS >= batch.table_stride) return BAD_BATCH;
     for (int t = begin; t < end; t++) {
-      const int64_t position = batch.positions[t], first = window > 0 ? position - window + 1 : 0;
-      if (batch.sequence_of[t] != s || position < 0 || position / RL_BLOCK_TOKENS >= batch.table_stride) return BAD_BATCH;
-      low = first < low ? (first < 0 ? 0 : first) : low;
-      high = position > high ? position : high;
+      const int place = t - begin;
+      int depth = place;
+      if (batch.tree && batch.tree[t] && end - begin <= 64) {
+        if (pool.mass || batch.tree[t] >> place != 1) return BAD_BATCH;  // itself, nothing behind it
+        depth = __builtin_popcountll(batch.tree[t]) - 1;
+      }
+      if (batch.sequence_of[t] != s || slots[t] != base + place) return BAD_BATCH;
+      if (batch.positions[t] < 0 || batch.positions[t] != batch.positions[begin] + depth) return BAD_BATCH;
     }
-    for (int64_t page = low / RL_BLOCK_TOKENS; page <= high / RL_BLOCK_TOKENS && high >= 0; page++) {
-      const int32_t block = batch.block_table[static_cast<int64_t>(s) * batch.table_stride + page];
-      if (block < 0 || block >= pool->blocks) return BAD_BATCH;
+    const int64_t low = in.window > 0 && base >= in.window ? base - in.window + 1 : 0;
+    const int32_t* blocks = batch.block_table + (static_cast<int64_t>(in.group) * batch.sequences + s) * batch.table_stride;
+    for (int64_t page = 0; page <= high / RL_BLOCK_TOKENS; page++) {
+      if (page < low / RL_BLOCK_TOKENS && page * RL_BLOCK_TOKENS >= in.sinks) {
+        page = low / RL_BLOCK_TOKENS - 1;
+        continue;
+      }
+      if (blocks[page] < 0 || blocks[page] >= pool.blocks) return BAD_BATCH;
     }
   }
   return Fault(0);
 }
 
-// The pool holds pages of this instruction's shape, and its layer.
-Fault check_pool(const RlInstr& in, const RlPool* pool) {
-  if (!pool || !pool->base || pool->blocks < 1) return BAD_POOL;
-  if (pool->storage != RL_KV_F32 && pool->storage != RL_KV_BF16) return BAD_POOL;
-  const int64_t page = static_cast<int64_t>(RL_BLOCK_TOKENS) * in.head_dim * (pool->storage == RL_KV_F32 ? 4 : 2);
-  if (pool->page_bytes < page || pool->head_stride < pool->page_bytes + page) return BAD_POOL;
-  const int64_t last = in.layer * pool->layer_stride + in.kv_heads * pool->head_stride;
-  return last <= pool->block_stride ? Fault(0) : BAD_POOL;
+// The group's pool holds pages of this instruction's shape, and its layer.
+Fault check_pool(const RlInstr& in, const RlPool& pool) {
+  if (!pool.base || pool.blocks < 1) return BAD_POOL;
+  if (pool.storage != RL_KV_F32 && pool.storage != RL_KV_BF16) return BAD_POOL;
+  const int64_t page = static_cast<int64_t>(RL_BLOCK_TOKENS) * in.head_dim * (pool.storage == RL_KV_F32 ? 4 : 2);
+  if (pool.page_bytes < page || pool.head_stride < pool.page_bytes + page) return BAD_POOL;
+  const int64_t last = in.layer * pool.layer_stride + in.kv_heads * pool.head_stride;
+  return last <= pool.block_stride ? Fault(0) : BAD_POOL;
 }
 
-// pages_checked: the batch's pages were found good for an earlier layer of this window.
-Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t scratch_bytes, int threads,
-            bool pages_checked) {
+// pages_checked: the batch's pages were found good for an earlier layer of this group.
+Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pools, int pool_count, int64_t scratch_bytes,
+            int threads, bool pages_checked) {
   if (in.op < RL_EMBED || in.op >= RL_OP_END) return BAD_OPERATION;
   if (in.width_out < 1 || (in.out < 0 && in.op != RL_SAMPLE)) return BAD_BUFFER;
   if (in.out > 0 && in.out % 64) return BAD_BUFFER;
@@ -156,9 +169,11 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pool, int64_t
     case RL_ATTEND:
       if (in.kv_heads < 1 || in.heads % in.kv_heads || in.head_dim % 8 || in.head_dim < 8 || in.head_dim > 256)
         return BAD_HEADS;
-      if (in.width_in != qkv || in.width_out != in.heads * in.head_dim || in.layer < 0 || in.window < 0) return BAD_WIDTH;
-      if (Fault fault = check_pool(in, pool)) return fault;
-      return pages_checked ? Fault(0) : check_pages(batch, pool, in.window);
+      if (in.width_in != qkv || in.width_out != in.heads * in.head_dim || in.layer < 0 || in.window < 0 || in.sinks < 0)
+        return BAD_WIDTH;
+      if (!pools || in.group < 0 || in.group >= pool_count) return BAD_POOL;
+      if (Fault fault = check_pool(in, pools[in.group])) return fault;
+      return pages_checked ? Fault(0) : check_pages(batch, pools[in.group], in);
     case RL_ACTIVATION:
       if (in.activation != RL_SILU && in.activation != RL_GELU_TANH) return BAD_OPERATION;
       return in.width_in == 2 * in.width_out ? Fault(0) : BAD_WIDTH;
@@ -282,20 +297,22 @@ RlTeam* rl_team_new(int32_t threads) { return team_new(threads); }
 void rl_team_free(RlTeam* team) { team_free(team); }
 
 int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* arena, uint8_t* scratch,
-                   int64_t scratch_bytes, const RlPool* pool, const RlBatch* batch) {
+                   int64_t scratch_bytes, const RlPool* pools, int32_t pool_count, const RlBatch* batch) {
   if (!team || !batch || count < 0 || (count && (!tape || !arena))) return -BAD_ARGUMENT;
   if (batch->tokens < 0 || batch->logit_rows < 0 || batch->sequences < 0) return -BAD_BATCH;
   if (reinterpret_cast<uintptr_t>(arena) % 64 || reinterpret_cast<uintptr_t>(scratch) % 64) return -BAD_ARGUMENT;
   if (!scratch) scratch_bytes = 0;
-  int checked_window = -1;  // layers of one window share their pages' check
+  const RlInstr* checked = nullptr;  // layers that see the same share their pages' check
   for (int i = 0; i < count; i++) {
-    const bool checked = tape[i].window == checked_window;
-    if (Fault fault = check(tape[i], *batch, pool, scratch_bytes, team_threads(team), checked))
+    const RlInstr& in = tape[i];
+    const bool again =
+        checked && checked->group == in.group && checked->window == in.window && checked->sinks == in.sinks;
+    if (Fault fault = check(in, *batch, pools, pool_count, scratch_bytes, team_threads(team), again))
       return -(i * 100LL + fault);
-    if (tape[i].op == RL_ATTEND) checked_window = tape[i].window;
+    if (in.op == RL_ATTEND) checked = &in;
   }
   if (count == 0 || (batch->tokens == 0 && batch->logit_rows == 0)) return 0;
-  Step step{arena, scratch, scratch_bytes, pool, batch};
+  Step step{arena, scratch, scratch_bytes, pools, batch};
   Run run{step, tape, count, kernels()};
   team_run(team, walk, &run);
   return 0;
