@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ridgeline.memory.block_memory import BlockMemory, blocks_for
+from ridgeline.memory.block_memory import BlockMemory
 from ridgeline.memory.pool import BlockPool
+from ridgeline.memory.spans import blocks_for
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Sequence

@@ -74,6 +74,27 @@ def test_a_block_is_not_freed_twice() -> None:
         pool.free([-1])
 
 
+def test_a_block_is_held_until_its_last_table_gives_it_back() -> None:
+    pool = BlockPool(2)
+    (block,) = pool.allocate(1) or [-1]
+    pool.share(block)
+    assert not pool.park(block)
+    assert pool.park(block) and (pool.held_blocks, pool.cached_blocks) == (0, 1)
+    assert pool.allocate(2) is None  # cached is not free
+    pool.share(block)
+    with pytest.raises(InvariantError, match="is held"):
+        pool.forget(block)
+    pool.park(block)
+    for wrong in (pool.park, lambda block: pool.free([block])):
+        with pytest.raises(InvariantError):
+            wrong(block)
+    pool.forget(block)
+    pool.check()
+    assert pool.free_blocks == 2
+    with pytest.raises(InvariantError, match="shared"):
+        pool.share(block)
+
+
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(InvariantError):
         BlockPool(0)
@@ -82,7 +103,7 @@ def test_an_empty_pool_is_refused() -> None:
 def test_check_finds_a_lost_block() -> None:
     pool = BlockPool(4)
     pool.allocate(1)
-    pool._held[0] = 0
+    pool._references[0] = pool._taken[0] = 0
     with pytest.raises(InvariantError, match="lost 1"):
         pool.check()
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ridgeline.kit.errors import CapacityError, UserError
-from ridgeline.memory.block_memory import blocks_for
 from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.spans import blocks_for
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program

@@ -1,107 +1,211 @@
-"""BlockMemory: every sequence's block table; the scheduler's SequenceMemory. Pages on demand (C3) or at once (C2).
+"""BlockMemory: every sequence's block tables, one a group of layers; the scheduler's SequenceMemory.
 
-Refuses to write: it only decides which block of the pool holds which 16 tokens of which sequence.
+Pages on demand (C3), or at once (C2). Beginnings that were computed before, or are being computed now, are shared
+through the prefix tree (C5, C6) and copied where sequences part (C4). Refuses to write: it decides which block of a
+pool holds which 16 tokens, and tells the runner what to copy.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections import Counter
 
 from ridgeline.kit.errors import InvariantError
+from ridgeline.ops.kv import PACK, Reach
 from ridgeline.state.plan import Ints, SequenceId
 from ridgeline.state.sequence import Sequence
-from ridgeline.state.transfer import Transfer
+from ridgeline.state.transfer import PackTokens, Transfer
 
 from .pool import BlockPool
+from .sharing import Held, Sharing, shareable
+from .spans import blocks_for, dropped_blocks, most_blocks, slot_of
 from .storage.storage import BLOCK_TOKENS
+from .table import Table
+
+WORTH_WAITING = BLOCK_TOKENS  # tokens that must be coming for a sequence to wait for them; less is computed twice
 
 
 class BlockMemory:
-    """contiguous: hold neighbouring blocks for all the tokens a request may ever compute, from its admission on
-    (what engines did before paging); otherwise waste is at most BLOCK_TOKENS - 1 tokens a sequence."""
+    """reaches: what each group of layers keeps, one a pool. contiguous: neighbouring blocks for all the tokens a
+    request may ever compute, from its admission on (what engines did before paging); otherwise waste is at most
+    BLOCK_TOKENS - 1 tokens a sequence. step_tokens: the most one step computes of a sequence. alone: why no prefix is
+    shared ("": they are). waits: a sequence waits while another computes its beginning."""
 
-    def __init__(self, pool: BlockPool, *, context: int, contiguous: bool = False, groups: int = 1) -> None:
-        self.pool, self.groups = pool, groups
-        self.context = context
-        self.contiguous = contiguous
-        self._tables: dict[SequenceId, Ints] = {}  # capacity grows by doubling; old arrays stay valid for old plans
-        self._lengths: dict[SequenceId, int] = {}
+    def __init__(
+        self, pools: BlockPool | tuple[BlockPool, ...], *, context: int, reaches: tuple[Reach, ...] = (Reach(),),
+        contiguous: bool = False, step_tokens: int = 1 << 30, alone: str = "off", waits: bool = True,
+    ) -> None:  # fmt: skip
+        self.pools = pools if isinstance(pools, tuple) else (pools,)
+        if len(self.pools) != len(reaches):
+            raise InvariantError(f"{len(self.pools)} pools for {len(reaches)} groups of layers")
+        if not alone and not all(reach.is_everything for reach in reaches):
+            raise InvariantError("a retention that drops tokens cannot share prefixes")
+        self.reaches, self.context, self.contiguous, self.step_tokens = reaches, context, contiguous, step_tokens
+        self.alone, self.waits = alone, waits
+        self.sharing = None if alone else Sharing(self.pools)
+        self._packs = any(reach.heavy for reach in reaches)
+        self._held: dict[SequenceId, Held] = {}
+        self._moves: list[Transfer] = []
+        self._counts: Counter[str] = Counter()
+        self._misses: Counter[str] = Counter()
+
+    @property
+    def pool(self) -> BlockPool:
+        """Of the first group."""
+        return self.pools[0]
+
+    # -- room
 
     def fits_ever(self, tokens: int) -> bool:
-        return blocks_for(tokens) <= self.pool.blocks
-
-    def admit(self, sequence: Sequence) -> int | None:
-        return 0
-
-    def reserve(self, sequence: Sequence, computed: int, tokens: int) -> bool:
-        held = self._lengths.get(sequence.id, 0)
-        missing = blocks_for(computed + tokens) - held
-        if missing <= 0:
-            return True
-        if self.contiguous and not held:
-            most = sequence.request.tokens_most(self.context)
-            blocks = self.pool.allocate_run(blocks_for(most))
-        else:
-            blocks = self.pool.allocate(missing)
-        if blocks is None:
-            return False
-        self._append(sequence.id, held, blocks)
-        return True
+        return all(
+            most_blocks(reach, tokens, self.step_tokens) <= pool.blocks
+            for reach, pool in zip(self.reaches, self.pools, strict=True)
+        )
 
     def has_headroom(self, sequences: int) -> bool:
-        return self.contiguous or self.pool.free_blocks >= sequences
+        return self.contiguous or all(pool.free_blocks + pool.cached_blocks >= sequences for pool in self.pools)
+
+    def reserve(self, sequence: Sequence, computed: int, tokens: int) -> bool:
+        held = self._held.get(sequence.id)
+        tables = held.tables if held else self._tables()
+        missing = []
+        for reach, table in zip(self.reaches, tables, strict=True):
+            ahead = tokens if reach.is_everything else self.longest(computed, tokens)
+            missing.append(max(0, blocks_for(slot_of(reach, computed) + ahead) - table.length))
+        if not any(missing):
+            return True
+        if self.contiguous and held is None:
+            most = blocks_for(sequence.request.tokens_most(self.context))
+            taken = [pool.allocate_run(most) for pool in self.pools]
+        else:
+            self._make_room(max(missing))
+            taken = [pool.allocate(count) for pool, count in zip(self.pools, missing, strict=True)]
+        if any(blocks is None for blocks in taken):
+            for pool, blocks in zip(self.pools, taken, strict=True):
+                pool.free(blocks or ())
+            return False
+        for table, blocks in zip(tables, taken, strict=True):
+            table.append(blocks or [])
+        if held is None:
+            self._held[sequence.id] = Held(tables)
+        return True
+
+    def _make_room(self, count: int) -> None:
+        """Cached blocks make way, where that is enough."""
+        if self.sharing is not None and any(pool.free_blocks < count for pool in self.pools):
+            self.sharing.tree.make_room(count)
+
+    def _tables(self) -> tuple[Table, ...]:
+        return tuple(Table() for _ in self.pools)
+
+    # -- what an entry needs
 
     def longest(self, computed: int, tokens: int) -> int:
-        return tokens
+        most = min(tokens, self.step_tokens)
+        return min(most, PACK - computed % PACK) if self._packs else most
 
     def blocks_of(self, sequence: Sequence) -> tuple[Ints, ...]:
-        """int32 [blocks held] for every group, views: later appends go behind them."""
-        return (self._tables[sequence.id][: self._lengths[sequence.id]],) * self.groups
+        """int32 [blocks] for every group, views: later appends go behind them."""
+        return tuple(table.view() for table in self._held[sequence.id].tables)
 
     def slots_of(self, sequence: Sequence, computed: int) -> tuple[int, ...]:
-        return ()
+        return tuple(slot_of(reach, computed) for reach in self.reaches) if self._packs else ()
 
     def state_of(self, sequence: Sequence) -> int:
         return -1
 
+    def holds(self, sequence: Sequence) -> int:
+        """Blocks held by the sequence, all groups together."""
+        held = self._held.get(sequence.id)
+        return sum(table.held for table in held.tables) if held else 0
+
+    def transfers(self) -> tuple[Transfer, ...]:
+        moves = tuple(self._moves)
+        self._moves.clear()
+        return moves
+
+    # -- from admission to release
+
+    def admit(self, sequence: Sequence) -> int | None:
+        known = sequence.tokens_known
+        if self.sharing is None:
+            self._count(self.alone, 0, known)
+            return 0
+        tree, tokens, limit = self.sharing.tree, tuple(sequence.tokens), shareable(sequence)
+        salt: str = getattr(sequence.request, "tenant", "")
+        match = tree.match(salt, tokens, limit)
+        if self.waits and match.promised - match.tokens >= WORTH_WAITING:
+            self._counts["deferred"] += 1
+            return None
+        reason = tree.why(salt, tokens, limit, match) if limit == known - 1 else "scores wanted"
+        held = self._held[sequence.id] = Held(self._tables(), salt)
+        found = self.sharing.take(held, match, self._moves)
+        self.sharing.promise(held, tokens)
+        self._count(reason, found, known)
+        return found
+
+    def _count(self, reason: str, found: int, known: int) -> None:
+        self._counts.update({"admitted": 1, "tokens": known, "tokens shared": found})
+        if reason:
+            self._misses[reason] += 1
+
     def advance(self, sequence: Sequence, computed: int) -> None:
-        pass
+        held = self._held.get(sequence.id)
+        if held is None:
+            return
+        if self.sharing is not None:
+            self.sharing.publish(held, sequence.tokens, computed)
+            return
+        for group, (reach, pool, table) in enumerate(zip(self.reaches, self.pools, held.tables, strict=True)):
+            if reach.heavy:
+                self._pack(group, held, computed)
+            elif not reach.is_everything:
+                pool.free(table.drop(*dropped_blocks(reach, computed)))
+        held.kept = computed
+
+    def _pack(self, group: int, held: Held, computed: int) -> None:
+        """At multiples of PACK only what the retention keeps stays, from slot 0 on (C10)."""
+        reach, table = self.reaches[group], held.tables[group]
+        slots = slot_of(reach, computed - PACK) + PACK
+        if computed % PACK == 0 and computed > held.kept and slots > reach.budget:
+            self._moves.append(PackTokens(group, table.view(), slots, reach.sinks, reach.heavy, reach.window))
+            self.pools[group].free(table.cut(blocks_for(reach.budget)))
 
     def keep_places(self, sequence: Sequence, computed: int, places: tuple[int, ...]) -> None:
         raise InvariantError("branches cannot be kept yet")
 
-    def transfers(self) -> tuple[Transfer, ...]:
-        return ()
-
     def release(self, sequence: Sequence, computed: int) -> None:
-        table = self._tables.pop(sequence.id, None)
-        if table is not None:
-            self.pool.free(table[: self._lengths.pop(sequence.id)].tolist())
+        held = self._held.pop(sequence.id, None)
+        if held is None:
+            return
+        cached = 0
+        if self.sharing is not None:
+            self.sharing.publish(held, sequence.tokens, computed)
+            cached = self.sharing.leave(held, tuple(sequence.tokens[:computed]))
+        for pool, table in zip(self.pools, held.tables, strict=True):
+            pool.free(table.blocks()[cached:])
 
-    def holds(self, sequence: Sequence) -> int:
-        """Blocks held by the sequence."""
-        return self._lengths.get(sequence.id, 0)
+    # -- what happened
+
+    def report(self) -> dict[str, object]:
+        """Since the start: tokens asked and found, why admissions found no more, blocks cached, copied, evicted."""
+        sharing = self.sharing
+        return {
+            "shares": sharing is not None,
+            **{name: self._counts[name] for name in ("admitted", "tokens", "tokens shared", "deferred")},
+            "copied": sharing.copied if sharing else 0,
+            "evicted": sharing.tree.evicted if sharing else 0,
+            "cached blocks": self.pool.cached_blocks,
+            "misses": dict(self._misses),
+        }
 
     def check(self) -> None:
-        self.pool.check()
-        blocks = [block for i, table in self._tables.items() for block in table[: self._lengths[i]].tolist()]
-        if len(set(blocks)) != len(blocks):
-            raise InvariantError("a block is in two block tables")
-        if len(blocks) != self.pool.held_blocks:
-            raise InvariantError(f"{self.pool.held_blocks} blocks are held but {len(blocks)} are in block tables")
-
-    def _append(self, sequence: SequenceId, held: int, blocks: list[int]) -> None:
-        table = self._tables.get(sequence)
-        length = held + len(blocks)
-        if table is None or length > len(table):
-            grown = np.full(max(8, 2 * length), -1, np.int32)
-            if table is not None:
-                grown[:held] = table[:held]
-            table = self._tables[sequence] = grown
-        table[held:length] = blocks
-        self._lengths[sequence] = length
-
-
-def blocks_for(tokens: int) -> int:
-    """Blocks that `tokens` tokens fill, the last one perhaps partly."""
-    return -(-tokens // BLOCK_TOKENS)
+        for group, pool in enumerate(self.pools):
+            pool.check()
+            tables = Counter(block for held in self._held.values() for block in held.tables[group].blocks())
+            for block, count in tables.items():
+                if pool.references(block) != count:
+                    raise InvariantError(f"block {block} is in {count} tables, not {pool.references(block)}")
+            if len(tables) != pool.held_blocks:
+                raise InvariantError(f"{pool.held_blocks} blocks are held but {len(tables)} are in block tables")
+        if self.sharing is not None:
+            self.sharing.tree.check()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from ridgeline.kit.cost import Number
+
 from .protocols import KvStorage
+
+PACK = 64  # tokens between two packings (C10): fixed positions, so that no schedule changes what is kept
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,6 +28,24 @@ class Reach:
     @property
     def is_everything(self) -> bool:
         return self.window == 0
+
+    @property
+    def budget(self) -> int:
+        """Most tokens that stay kept; 0: no limit."""
+        return self.sinks + self.heavy + self.window if self.window else 0
+
+    def kept(self, tokens: Number) -> Number:
+        """How many of the first `tokens` tokens are kept once they are computed; numbers or arrays alike.
+
+        With `heavy` this is also the slot of token `tokens`: packing happens at multiples of PACK.
+        """
+        if not self.window:
+            return tokens
+        if not self.heavy:
+            return np.minimum(tokens, self.budget) if isinstance(tokens, np.ndarray) else min(tokens, self.budget)
+        since = tokens % PACK
+        packed = tokens - since
+        return (np.minimum(packed, self.budget) if isinstance(tokens, np.ndarray) else min(packed, self.budget)) + since
 
     def __str__(self) -> str:
         named = (("sinks", self.sinks), ("h2o", self.heavy), ("window", self.window))

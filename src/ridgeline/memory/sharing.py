@@ -1,0 +1,154 @@
+"""Sharing: how sequences use the prefix tree: take a beginning, promise the rest, publish what is computed, leave it.
+
+Owns what a sequence holds (Held). Blocks are referenced once by every table they are in; a node of the tree refers to
+blocks without holding them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ridgeline.state.sequence import Sequence
+from ridgeline.state.transfer import CopyBlock, Transfer
+
+from .pool import BlockPool
+from .prefix_tree import Match, Node, PrefixTree, Tokens
+from .storage.storage import BLOCK_TOKENS
+from .table import Table
+
+
+@dataclass(slots=True)
+class Held:
+    """path: nodes of the tree whose blocks stand first in the tables. promises: nodes after them it will compute.
+    tail: a node that names its first block after the path. kept: tokens that every table has been cut to."""
+
+    tables: tuple[Table, ...]
+    salt: str = ""
+    path: list[Node] = field(default_factory=list)
+    promises: list[Node] = field(default_factory=list)
+    tail: Node | None = None
+    kept: int = 0
+
+    @property
+    def shared_tokens(self) -> int:
+        return len(self.path) * BLOCK_TOKENS
+
+    def blocks_at(self, index: int) -> tuple[int, ...]:
+        return tuple(table[index] for table in self.tables)
+
+
+class Sharing:
+    """copied: blocks that were copied because sequences part inside them."""
+
+    def __init__(self, pools: tuple[BlockPool, ...]) -> None:
+        self.pools, self.tree = pools, PrefixTree(pools)
+        self.copied = 0
+
+    # -- the beginning
+
+    def take(self, held: Held, match: Match, moves: list[Transfer]) -> int:
+        """Put what was found into the tables; how many tokens that is."""
+        for node in match.path:
+            for pool, table, block in zip(self.pools, held.tables, node.blocks or (), strict=True):
+                pool.share(block)
+                table.append([block])
+            held.path.append(node)
+        return held.shared_tokens + self._copy_tail(held, match, moves)
+
+    def _copy_tail(self, held: Held, match: Match, moves: list[Transfer]) -> int:
+        """A block of its own that begins as the tail does (C4); how many tokens that is."""
+        if match.tail is None or match.tail.blocks is None:
+            return 0
+        source = match.tail.blocks
+        for pool, block in zip(self.pools, source, strict=True):
+            pool.share(block)  # so that making room does not take it
+        has_room = self.tree.make_room(1)
+        for pool, block in zip(self.pools, source, strict=True):
+            pool.park(block)
+        self.tree.unused(match.tail)
+        if not has_room:
+            return 0
+        for group, (pool, table, block) in enumerate(zip(self.pools, held.tables, source, strict=True)):
+            own = pool.allocate(1) or []
+            table.append(own)
+            moves.append(CopyBlock(group, block, own[0]))
+        self.copied += 1
+        return match.tail_tokens
+
+    def promise(self, held: Held, tokens: Tokens) -> None:
+        """Others may wait for what this sequence is going to compute."""
+        node = self._last(held)
+        for begin in range(held.shared_tokens, len(tokens), BLOCK_TOKENS):
+            node = self.tree.promise(node, tokens[begin : begin + BLOCK_TOKENS])
+            held.promises.append(node)
+
+    # -- progress
+
+    def publish(self, held: Held, known: list[int], computed: int) -> None:
+        """Whole blocks of the first `computed` tokens are there for everybody."""
+        while held.shared_tokens + BLOCK_TOKENS <= computed:
+            index, begin = len(held.path), held.shared_tokens
+            tokens, own = tuple(known[begin : begin + BLOCK_TOKENS]), held.blocks_at(index)
+            if held.tail is not None:
+                node, held.tail = self.tree.extend(held.tail, tokens), None
+            else:
+                node = self.tree.publish(self._last(held), tokens, own)
+            for pool, table, mine, block in zip(self.pools, held.tables, own, node.blocks or (), strict=True):
+                if mine != block:  # somebody was first with the same tokens: their block is as good as ours
+                    pool.share(block)
+                    table.replace(index, block)
+                    pool.free([mine])
+            held.path.append(node)
+            if held.promises:
+                self.tree.withdraw(held.promises.pop(0))
+        self._publish_tail(held, computed)
+
+    def _publish_tail(self, held: Held, computed: int) -> None:
+        """What was promised of a block that is not full is there once it is computed."""
+        if len(held.promises) != 1 or len(held.promises[0].tokens) == BLOCK_TOKENS:
+            return
+        promise = held.promises[0]
+        if computed < held.shared_tokens + len(promise.tokens):
+            return
+        if promise.blocks is None:
+            held.tail = self.tree.publish(self._last(held), promise.tokens, held.blocks_at(len(held.path)))
+        self.tree.withdraw(held.promises.pop())
+
+    # -- the end
+
+    def leave(self, held: Held, computed: Tokens) -> int:
+        """Blocks that others may still want stay cached; how many from the first. The others are the caller's."""
+        for node in reversed(held.promises):
+            self.tree.withdraw(node)
+        kept = list(held.path)
+        tail = computed[held.shared_tokens :]
+        if tail or held.tail is not None:
+            kept += self._leave_tail(held, tail)
+        for node in reversed(kept):  # leaves first: they are evicted first
+            for pool, block in zip(self.pools, node.blocks or (), strict=True):
+                pool.park(block)
+            self.tree.unused(node)
+        return len(kept)
+
+    def _leave_tail(self, held: Held, tail: Tokens) -> list[Node]:
+        """The node of the last, partly filled block, unless another begins with its tokens already."""
+        own = held.blocks_at(len(held.path))
+        if held.tail is not None and len(tail) <= len(held.tail.tokens):
+            return [held.tail]
+        if held.tail is not None:
+            node = self.tree.extend(held.tail, tail)
+        elif self._last(held).nearest(tail, ready=True)[1] == len(tail):
+            return []
+        else:
+            node = self.tree.publish(self._last(held), tail, own)
+        return [node] if node.blocks == own else []
+
+    def _last(self, held: Held) -> Node:
+        return held.path[-1] if held.path else self.tree.root(held.salt)
+
+
+def shareable(sequence: Sequence) -> int:
+    """How many of the known tokens need not be computed if they are kept: all but one, none that is to be scored."""
+    if sequence.request.prompt_logprobs is not None and len(sequence.scored) < sequence.tokens_prompt - 1:
+        return len(sequence.scored)
+    return sequence.tokens_known - 1
