@@ -33,6 +33,7 @@ class BlockMemory:
     def __init__(
         self, pools: BlockPool | tuple[BlockPool, ...], *, context: int, reaches: tuple[Reach, ...] = (Reach(),),
         contiguous: bool = False, step_tokens: int = 1 << 30, alone: str = "off", waits: bool = True,
+        program: str = "model",
     ) -> None:  # fmt: skip
         self.pools = pools if isinstance(pools, tuple) else (pools,)
         if len(self.pools) != len(reaches):
@@ -40,8 +41,8 @@ class BlockMemory:
         if not alone and not all(reach.is_everything for reach in reaches):
             raise InvariantError("a retention that drops tokens cannot share prefixes")
         self.reaches, self.context, self.contiguous, self.step_tokens = reaches, context, contiguous, step_tokens
-        self.alone, self.waits = alone, waits
-        self.sharing = None if alone else Sharing(self.pools)
+        self.alone, self.waits, self.program = alone, waits, program
+        self.sharing = None if alone else Sharing(self.pools, program)
         self._packs = any(reach.heavy for reach in reaches)
         self._held: dict[SequenceId, Held] = {}
         self._moves: list[Transfer] = []
@@ -131,7 +132,7 @@ class BlockMemory:
             self._count(self.alone, 0, known)
             return 0
         tree, tokens, limit = self.sharing.tree, tuple(sequence.tokens), shareable(sequence)
-        salt: str = getattr(sequence.request, "tenant", "")
+        salt = sequence.request.tenant
         match = tree.match(salt, tokens, limit)
         if self.waits and match.promised - match.tokens >= WORTH_WAITING:
             self._counts["deferred"] += 1
@@ -167,7 +168,9 @@ class BlockMemory:
         reach, table = self.reaches[group], held.tables[group]
         slots = slot_of(reach, computed - PACK) + PACK
         if computed % PACK == 0 and computed > held.kept and slots > reach.budget:
-            self._moves.append(PackTokens(group, table.view(), slots, reach.sinks, reach.heavy, reach.window))
+            self._moves.append(
+                PackTokens(group, table.view(), slots, reach.sinks, reach.heavy, reach.window, self.program)
+            )
             self.pools[group].free(table.cut(blocks_for(reach.budget)))
 
     def keep_places(self, sequence: Sequence, computed: int, places: tuple[int, ...]) -> None:

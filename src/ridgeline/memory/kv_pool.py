@@ -43,6 +43,11 @@ class KvPool:
     def nbytes(self) -> int:
         return int(self.data.nbytes)
 
+    def block(self, block: int) -> Bytes:
+        """Everything kept in a block [block_stride], all layers and heads; a writable view."""
+        start = self._offset(block, 0, 0)
+        return self.data[start : start + self.block_stride]
+
     def keys(self, block: int, layer: int, head: int) -> Bytes:
         """The K page [page_bytes], a writable view."""
         start = self._offset(block, layer, head)

@@ -40,8 +40,8 @@ class Held:
 class Sharing:
     """copied: blocks that were copied because sequences part inside them."""
 
-    def __init__(self, pools: tuple[BlockPool, ...]) -> None:
-        self.pools, self.tree = pools, PrefixTree(pools)
+    def __init__(self, pools: tuple[BlockPool, ...], program: str) -> None:
+        self.pools, self.tree, self.program = pools, PrefixTree(pools), program
         self.copied = 0
 
     # -- the beginning
@@ -71,7 +71,7 @@ class Sharing:
         for group, (pool, table, block) in enumerate(zip(self.pools, held.tables, source, strict=True)):
             own = pool.allocate(1) or []
             table.append(own)
-            moves.append(CopyBlock(group, block, own[0]))
+            moves.append(CopyBlock(group, block, own[0], self.program))
         self.copied += 1
         return match.tail_tokens
 

@@ -25,6 +25,7 @@ from .batch import NativeBatch
 from .bind import Bound
 from .emit import Emitter, quantised_values
 from .torch_body import TensorCache, TorchStep, run_line
+from .transfers import Mover
 
 MOST_BRANCHED = 64  # tokens of an entry with parents: a native mask has 64 bits
 
@@ -47,6 +48,8 @@ class Runner:
             raise InvariantError(f"native bodies cannot run on {device}")
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
         self.native_calls = 0
+        self.transfer_ns = 0  # spent in the last step on moving kept state before its entries ran
+        self._mover = Mover(pools)
         self._clock, self._device = clock, device
         program, bodies = bound.program, bound.bodies
         plan = plan_arena(program, bodies, limits, quantised_values(program, bodies))
@@ -83,6 +86,7 @@ class Runner:
         started = self._clock.now()
         calls = self.native_calls
         batch = self._batch
+        self.transfer_ns = self._mover.run(plan.transfers) if plan.transfers else 0
         batch.fill(plan)
         step = TorchStep(plan, self.pools, self._tensors, self._device) if self._is_mixed else None
         for start, stop, tape in self._segments:
