@@ -9,26 +9,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
+from ridgeline.decode.decoder import Autoregressive, Decoder
+from ridgeline.decode.speculative import Speculative, parse
 from ridgeline.kernels import native
 from ridgeline.kit.clock import Clock, VirtualClock, WallClock
-from ridgeline.kit.errors import UserError
-from ridgeline.memory.block_memory import BlockMemory
-from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.pool import BlockPool
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
-from ridgeline.models.load import describe, load, record
+from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program
-from ridgeline.run.bind import Bound, bind
+from ridgeline.run.bind import Bound
 from ridgeline.run.cost_runner import CostRunner
-from ridgeline.run.machine import Machine, usable_cores
-from ridgeline.run.runner import Runner
+from ridgeline.run.costs import StepCosts
+from ridgeline.run.machine import Machine, load_or_measure, usable_cores
+from ridgeline.run.programs import ProgramsRunner
 from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.messages import EngineFacts
-from ridgeline.state.ports import StepObserver
+from ridgeline.state.ports import SequenceMemory, StepObserver, StepRunner
 
-from .bill import MemoryBill, make_bill, memory_left, reference_bound, step_limits
+from .assemble import Described, assemble, check_companion, describe_companion, describe_program, make_memory
+from .bill import MemoryBill, memory_left
 from .config import EngineConfig
 from .engine import Engine, Unobserved
 
@@ -54,14 +55,7 @@ def bill(config: EngineConfig, available: int | None = None) -> MemoryBill:
     available: bytes to plan for; None: what this machine has left.
     """
     config.check()
-    described = describe(config.model, weights=config.weights)
-    program = record(described, STORAGES.get(config.storage))
-    try:
-        bound = bind(program, body=config.body)
-    except UserError:  # lines that cannot run here can still be counted
-        bound = reference_bound(program)
-    left = memory_left() if available is None else available
-    return make_bill(config, described.spec, bound, left)
+    return _describe(config, memory_left() if available is None else available, is_only_counted=True)["model"].bill
 
 
 def build(config: EngineConfig, observer_factory: ObserverFactory | None = None, clock: Clock | None = None) -> Engine:
@@ -69,61 +63,93 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     config.check()
     clock = clock or WallClock()
     started_s = time.perf_counter()
-    storage = STORAGES.get(config.storage)
-    described = describe(config.model, weights=config.weights)
-    bound = bind(record(described, storage), body=config.body)
-    promised = make_bill(config, described.spec, bound, memory_left())
-    promised.check()  # before anything is read
+    described = _describe(config, memory_left())
+    for one in described.values():
+        one.bill.check()  # before anything is read
     if config.isa is not None:
         native.set_isa(config.isa)
-    loaded = load(config.model, weights=config.weights)
-    spec = loaded.spec
-    program = record(loaded, storage)
-    bound = bind(program, body=config.body)
-    blocks = promised.kv_blocks
-    pools = tuple(
-        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=blocks)
-        for g in program.kv_groups
-    )
     threads = config.threads or usable_cores()
-    limits = step_limits(config, promised.context)
-    runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock)
-    facts = EngineFacts(
-        model=config.model, name=spec.name, family=spec.family, is_random=loaded.random, vocabulary=spec.vocabulary,
-        context=promised.context, context_model=spec.context, bos=spec.bos, eos=spec.eos, add_bos=spec.add_bos,
-        weights=config.weights, body=config.body, isa=native.isa() if config.body == "cpp" else None, threads=threads,
-        file_bytes=loaded.file_bytes, resident_weight_bytes=runner.resident_weight_bytes,
-        arena_bytes=promised.activation_bytes, kv=storage.name, kv_bytes=sum(pool.nbytes for pool in pools),
-        kv_bytes_per_token=promised.kv_bytes_per_token, kv_blocks=blocks, block_tokens=BLOCK_TOKENS,
-        step_tokens=config.step_tokens, max_sequences=config.max_sequences, load_s=time.perf_counter() - started_s,
-    )  # fmt: skip
-    parts = Parts(config, spec, program, bound, promised, facts)
+    team = native.Team(threads) if config.body == "cpp" else None
+    made = {name: assemble(one, clock, team) for name, one in described.items()}
+    main = made["model"]
+    decoder = _decoder(config, {name: one.program for name, one in made.items()}, lambda: load_or_measure(threads))
+    facts = _facts(config, described["model"], resident=main.runner.resident_weight_bytes, threads=threads)
+    facts = msgspec.structs.replace(facts, load_s=time.perf_counter() - started_s)
+    parts = Parts(config, main.model.spec, main.program, main.bound, main.bill, facts)
     observer = observer_factory(parts) if observer_factory is not None else Unobserved()
-    memory = BlockMemory(BlockPool(blocks), context=promised.context, contiguous=not config.paging)
-    scheduler = Scheduler(
-        memory, make_policy(config.policy), config.schedule(), context=promised.context,
-        on_finish=observer.on_finish,
-    )  # fmt: skip
-    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=runner.close)
+    scheduler = _scheduler(config, {name: one.memory for name, one in made.items()}, decoder, facts, observer)
+    runner: StepRunner = main.runner if len(made) == 1 else ProgramsRunner({n: one.runner for n, one in made.items()})
+
+    def close() -> None:
+        for one in made.values():
+            one.runner.close()
+        if team is not None:
+            team.close()
+
+    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=close)
 
 
-def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock) -> Engine:
-    """The same scheduler and memory on a runner that only takes the estimated time: nothing is loaded or computed."""
+def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock, *, acceptance: float = 0.7) -> Engine:
+    """The same scheduler and memory on a runner that only takes the estimated time: nothing is loaded or computed.
+
+    acceptance: probability that a guessed token holds (I2); nothing else about tokens matters here.
+    """
     config.check()
-    storage = STORAGES.get(config.storage)
-    described = describe(config.model, weights=config.weights)
-    spec, program = described.spec, record(described, storage)
-    promised = make_bill(config, spec, bind(program, body=config.body), memory_left())
-    facts = EngineFacts(
-        model=config.model, name=spec.name, family=spec.family, is_random=described.random, vocabulary=spec.vocabulary,
-        context=promised.context, context_model=spec.context, kv=storage.name, kv_blocks=promised.kv_blocks,
-        kv_bytes_per_token=promised.kv_bytes_per_token,
-    )  # fmt: skip
-    memory = BlockMemory(BlockPool(promised.kv_blocks), context=promised.context, contiguous=not config.paging)
+    described = _describe(config, memory_left())
+    facts = _facts(config, described["model"])
+    memories = {name: make_memory(one.config, one.bill) for name, one in described.items()}
+    programs = {name: one.program for name, one in described.items()}
+    decoder = _decoder(config, programs, lambda: machine)
     observer = Unobserved()
-    scheduler = Scheduler(
-        memory, make_policy(config.policy), config.schedule(), context=promised.context,
-        on_finish=observer.on_finish,
-    )  # fmt: skip
-    runner = CostRunner(program, machine, clock)
+    runners: dict[str, StepRunner] = {
+        name: CostRunner(program, machine, clock, acceptance=acceptance) for name, program in programs.items()
+    }
+    runner = runners["model"] if len(runners) == 1 else ProgramsRunner(runners)
+    scheduler = _scheduler(config, memories, decoder, facts, observer)
     return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None)
+
+
+def _describe(config: EngineConfig, left: int, *, is_only_counted: bool = False) -> dict[str, Described]:
+    """Every program of the engine by name, "model" last: what follows it takes its memory first."""
+    found: dict[str, Described] = {}
+    proposer = parse(config.spec)[0] if config.spec else None
+    if proposer is not None and proposer.program:
+        companion = describe_companion(config, proposer.model, left)
+        found[proposer.program] = companion
+        left = max(0, left - companion.bill.total_bytes + companion.bill.reserve_bytes)
+    found["model"] = describe_program(config, left, is_only_counted=is_only_counted)
+    if proposer is not None and proposer.program:
+        check_companion(found["model"], found[proposer.program])
+    return found
+
+
+def _decoder(config: EngineConfig, programs: dict[str, Program], machine: Callable[[], Machine]) -> Decoder:
+    if not config.spec:
+        return Autoregressive()
+    proposer, options = parse(config.spec)
+    return Speculative(proposer, options, StepCosts(programs, machine))
+
+
+def _scheduler(
+    config: EngineConfig, memories: dict[str, SequenceMemory], decoder: Decoder, facts: EngineFacts,
+    observer: StepObserver,
+) -> Scheduler:  # fmt: skip
+    others = {name: memory for name, memory in memories.items() if name != "model"}
+    return Scheduler(
+        memories["model"], make_policy(config.policy), config.schedule(), context=facts.context,
+        on_finish=observer.on_finish, decoder=decoder, other_memory=others,
+    )  # fmt: skip
+
+
+def _facts(config: EngineConfig, described: Described, *, resident: int = 0, threads: int = 1) -> EngineFacts:
+    spec, promised = described.model.spec, described.bill
+    return EngineFacts(
+        model=config.model, name=spec.name, family=spec.family, is_random=described.model.random,
+        vocabulary=spec.vocabulary, context=promised.context, context_model=spec.context, bos=spec.bos, eos=spec.eos,
+        add_bos=spec.add_bos, weights=config.weights, body=config.body,
+        isa=native.isa() if config.body == "cpp" else None, threads=threads, file_bytes=described.model.file_bytes,
+        resident_weight_bytes=resident, arena_bytes=promised.activation_bytes, kv=config.storage,
+        kv_bytes=promised.kv_bytes, kv_bytes_per_token=promised.kv_bytes_per_token, kv_blocks=promised.kv_blocks,
+        block_tokens=BLOCK_TOKENS, step_tokens=config.step_tokens, max_sequences=config.max_sequences,
+        spec=config.spec or "",
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ridgeline.decode.speculative import parse
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import WEIGHTS
@@ -42,6 +43,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "fcfs"
     )
 
+    spec: Annotated[str | None, "guess tokens ahead: PROPOSER:option=value, as ngram:k=4; None: do not"] = None
+
     def check(self) -> None:
         """Raise UserError for a value that no engine could be built with."""
         for name in ("threads", "context", "kv_bytes", "max_sequences", "step_tokens", "step_logit_rows", "chunk"):
@@ -57,6 +60,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; known: {', '.join(known)}.")
         make_policy(self.policy)  # refuses what there is not
+        if self.spec is not None:
+            parse(self.spec)  # likewise
+            if not self.cache:
+                raise UserError("guessing ahead (spec) needs what was computed to be kept: leave cache on.")
         if not self.model:
             raise UserError("no model was named; give a known name, a path, or random:<shape>.")
         self.schedule().check()

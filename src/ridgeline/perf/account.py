@@ -22,6 +22,19 @@ PREFILL, DECODE, RECOMPUTE = range(len(PHASES))
 COLUMNS = ("step", "phase", "tokens", "logit_rows", "sequences", "pairs", "kv_tokens")
 
 
+class OtherWork(msgspec.Struct, frozen=True):
+    """What a program besides the model did. line_ns: int64 [lines], summed."""
+
+    steps: int
+    entries: int
+    tokens: int
+    line_ns: bytes
+
+    @property
+    def seconds(self) -> float:
+        return float(np.frombuffer(self.line_ns, np.int64).sum() * 1e-9)
+
+
 class StepTable(msgspec.Struct, frozen=True):
     """What an Account saw; travels between processes. Columns are packed little numbers, not text.
 
@@ -29,6 +42,8 @@ class StepTable(msgspec.Struct, frozen=True):
     times: float64 [steps][2], started and ended on the engine's clock.
     line_ns: int64 [2^phases][lines], nanoseconds by Program line, summed over steps with the same set of phases.
     host_s: between steps while a request was waiting or running; idle_s: nobody had asked for anything.
+    others: work of programs besides the model, by name; it lies inside the steps' times.
+    guessed, accepted: tentative tokens judged, and those that stayed (I1).
     """
 
     windows: tuple[int, ...]
@@ -41,6 +56,11 @@ class StepTable(msgspec.Struct, frozen=True):
     finished: dict[str, int]
     preemptions: int
     tokens_recomputed: int
+    others: dict[str, OtherWork] = {}
+    guessed: int = 0
+    accepted: int = 0
+    tokens_cached: int = 0
+    transfer_ns: int = 0
 
     def shape_rows(self) -> npt.NDArray[np.int64]:
         return np.frombuffer(self.shapes, np.int64).reshape(-1, len(COLUMNS) + 2 * len(self.windows))
@@ -86,13 +106,24 @@ class Account:
         self._finished: dict[str, int] = {}
         self._preemptions = 0
         self._tokens_recomputed = 0
+        self._others: dict[str, list[int]] = {}  # [steps, entries, tokens]
+        self._other_ns: dict[str, npt.NDArray[np.int64]] = {}
+        self._guessed = self._accepted = self._tokens_cached = self._transfer_ns = 0
 
     # -- StepObserver
 
     def on_step(self, plan: StepPlan, result: StepResult) -> None:
         gap = self._gap(result.started_s)
         sums: dict[int, list[int]] = {}
+        self._transfer_ns += result.transfer_ns
+        for name, line_ns in result.others.items():
+            self._other_ns[name] = self._other_ns[name] + line_ns if name in self._other_ns else line_ns
+            self._others.setdefault(name, [0, 0, 0])[0] += 1
         for entry in plan.entries:
+            if entry.program != "model":
+                other = self._others.setdefault(entry.program, [0, 0, 0])
+                other[1], other[2] = other[1] + 1, other[2] + len(entry.tokens)
+                continue
             phase = self._phase(entry, gap)
             row = sums.get(phase)
             if row is None:
@@ -119,6 +150,9 @@ class Account:
         self._finished[reason] = self._finished.get(reason, 0) + 1
         self._preemptions += sequence.preemptions
         self._tokens_recomputed += sequence.tokens_recomputed
+        self._guessed += sequence.tokens_guessed
+        self._accepted += sequence.tokens_accepted
+        self._tokens_cached += sequence.tokens_cached
 
     # -- what was seen
 
@@ -142,6 +176,14 @@ class Account:
             dict(self._finished),
             self._preemptions,
             self._tokens_recomputed,
+            {
+                name: OtherWork(steps, entries, tokens, self._other_ns.get(name, np.zeros(0, np.int64)).tobytes())
+                for name, (steps, entries, tokens) in self._others.items()
+            },
+            self._guessed,
+            self._accepted,
+            self._tokens_cached,
+            self._transfer_ns,
         )
 
     # -- inside
@@ -157,7 +199,7 @@ class Account:
         progress = self._progress.get(entry.sequence)
         if progress is None:
             progress = self._progress[entry.sequence] = _Progress(computed=entry.start, gap=gap)
-        end = entry.start + len(entry.tokens)
+        end = entry.start + len(entry.tokens) - entry.tentative  # what was guessed may be computed again
         if entry.start < progress.computed:
             phase = RECOMPUTE
         elif progress.prompt is not None and entry.start >= progress.prompt:

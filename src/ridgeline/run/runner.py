@@ -41,9 +41,10 @@ class Runner:
 
     def __init__(
         self, bound: Bound, pools: tuple[KvPool, ...], *, limits: StepLimits, threads: int, clock: Clock,
-        device: str = "cpu",
+        device: str = "cpu", team: native.Team | None = None,
     ) -> None:  # fmt: skip
-        """pools: one for every KvGroup of the program, in their order."""
+        """pools: one for every KvGroup of the program, in their order. team: threads to use, which stay their owner's
+        to close; None: an own team."""
         if device != "cpu" and any(body == "cpp" for body in bound.bodies):
             raise InvariantError(f"native bodies cannot run on {device}")
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
@@ -68,7 +69,7 @@ class Runner:
         self._head = next((line.output for line in program if line.op.kind == "head"), None)
         if "cpp" in bodies:
             attends = [line.attributes for line in program if line.op.kind == "attend"]
-            self._team = native.Team(threads)
+            self._team, self._is_team_own = team or native.Team(threads), team is None
             self._arena = native.aligned(plan.nbytes)
             self._scratch = native.aligned(
                 native.scratch_bytes(
@@ -107,7 +108,7 @@ class Runner:
         return ticket
 
     def close(self) -> None:
-        if "cpp" in self.bound.bodies:
+        if "cpp" in self.bound.bodies and self._is_team_own:
             self._team.close()
 
     # -- facts

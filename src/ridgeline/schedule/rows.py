@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ridgeline.state.plan import LogitRow
-from ridgeline.state.sequence import Sequence
+from ridgeline.state.sequence import Sequence, Tree
 
 
 def count_rows(sequence: Sequence, tokens: int) -> int:
@@ -22,8 +22,8 @@ def fit_rows(sequence: Sequence, tokens: int, limit: int) -> int:
     return tokens
 
 
-def make_rows(sequence: Sequence, tokens: int) -> tuple[LogitRow, ...]:
-    """The rows that count_rows counts, in order of position."""
+def make_rows(sequence: Sequence, tokens: int, *, law: bool = False) -> tuple[LogitRow, ...]:
+    """The rows that count_rows counts, in order of position. law: the choosing row also tells its distribution."""
     request, sampling = sequence.request, sequence.request.sampling
     start, end = sequence.tokens_computed, sequence.tokens_computed + tokens
     rows: list[LogitRow] = []
@@ -36,5 +36,22 @@ def make_rows(sequence: Sequence, tokens: int) -> tuple[LogitRow, ...]:
     if end == sequence.tokens_known and request.max_tokens > 0:
         history = (tuple(sequence.tokens), sequence.tokens_prompt) if sampling.needs_history else None
         logprobs = -1 if sampling.logprobs is None else sampling.logprobs
-        rows.append(LogitRow(tokens - 1, end, sampling, request.choice, logprobs=logprobs, history=history))
+        rows.append(LogitRow(tokens - 1, end, sampling, request.choice, logprobs=logprobs, history=history, law=law))
+    return tuple(rows)
+
+
+def make_guess_rows(sequence: Sequence, tokens: int, tree: Tree, *, law: bool) -> tuple[LogitRow, ...]:
+    """A row for every guessed token, which stand in the entry behind `tokens` known ones."""
+    request, sampling = sequence.request, sequence.request.sampling
+    logprobs = -1 if sampling.logprobs is None else sampling.logprobs
+    rows = []
+    for place in range(len(tree)):
+        path = tree.path(place)
+        history = None
+        if sampling.needs_history:
+            history = ((*sequence.tokens, *(tree.tokens[step] for step in path)), sequence.tokens_prompt)
+        position = sequence.tokens_known + len(path)
+        rows.append(
+            LogitRow(tokens + place, position, sampling, request.choice, logprobs=logprobs, history=history, law=law)
+        )
     return tuple(rows)

@@ -1,28 +1,29 @@
 """The scheduling mechanism: gives token budget to whoever still has tokens to compute. Only writer of Sequence.
 
 A running sequence holds blocks for every token it knows, so it needs at most one more block a step. When there is
-none, the policy's victim starts over later (recompute), but never the sequence served first: so somebody always ends.
-Refuses at add what could never fit. Knows nothing of models, kernels or text.
+none, the policy's victim starts over later, but never the sequence served first: so somebody always ends. What to
+compute is the decoder's word; room for it is memory's. Refuses at add what could never fit.
 """
 
-# size: 20 short methods; planning and committing share the queues, and only this class may write a Sequence
+# size: 24 short methods; planning and committing share the queues, and only this class may write a Sequence
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
+from ridgeline.decode.decoder import MODEL, PLAIN, Ask, Autoregressive, Decoder, Settled
 from ridgeline.kit.errors import CapacityError, InvariantError, UserError
 from ridgeline.state.event import Scored, TokenEvent
-from ridgeline.state.plan import Entry, RowResult, SequenceId, StepPlan, StepResult
+from ridgeline.state.plan import RowResult, SequenceId, StepPlan, StepResult
 from ridgeline.state.ports import SequenceMemory
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Rank, Sequence
 
 from .options import ScheduleOptions
 from .policy import Policy
-from .rows import fit_rows, make_rows
+from .share import Placed, share, want
 
 OnFinish = Callable[[Sequence, str, float], None]
 
@@ -33,17 +34,25 @@ class Scheduler:
 
     def __init__(
         self, memory: SequenceMemory, policy: Policy, options: ScheduleOptions, *, context: int,
-        on_finish: OnFinish | None = None,
+        on_finish: OnFinish | None = None, decoder: Decoder | None = None,
+        other_memory: Mapping[str, SequenceMemory] | None = None,
     ) -> None:  # fmt: skip
+        """memory: of the program "model". other_memory: of every other program the decoder runs."""
         options.check()
         self.memory, self.policy, self.options, self.context = memory, policy, options, context
+        self.decoder: Decoder = decoder or Autoregressive()
+        self._memories: dict[str, SequenceMemory] = {**(other_memory or {}), MODEL: memory}
+        if missing := set(self.decoder.programs) - set(self._memories):
+            raise InvariantError(f"no memory for the program {', '.join(sorted(missing))}")
         self.preemptions = 0
+        self.deferrals = 0  # times a sequence waited for another to compute their common beginning
         self.tokens_recomputed = 0  # lost by preemption, all requests together
         self._on_finish = on_finish
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
         self._in_flight: StepPlan | None = None
+        self._placed: list[Placed] = []
         self._flying: dict[SequenceId, Sequence] = {}
         self._cancelled: set[SequenceId] = set()
         self._released: list[SequenceId] = []
@@ -108,10 +117,11 @@ class Scheduler:
         evicted = self._hold_known()
         if not evicted:
             self._admit(now)
-        entries = self._share()
-        if not entries:
+        self._placed = share(self._asks(), self.options, self._memories, self.context)
+        if not self._placed:
             return StepPlan(())
-        plan = StepPlan(entries, tuple(self._released))
+        transfers = tuple(one for memory in self._memories.values() for one in memory.transfers())
+        plan = StepPlan(tuple(one.entry for one in self._placed), tuple(self._released), transfers)
         self._released.clear()
         self._in_flight = plan
         self._flying = {sequence.id: sequence for sequence in self._running}
@@ -145,56 +155,80 @@ class Scheduler:
         is_static = self.options.batching == "static"
         if is_static and self._running:
             return
-        while self._waiting:
-            sequence = self._waiting[0]
+        place = 0
+        while place < len(self._waiting):
+            sequence = self._waiting[place]
             weaker = [other for other in self._running if self.policy.outranks(sequence, other)]
-            spare = self.options.step_tokens - sum(self._want(one) for one in self._running if one not in weaker)
+            spare = self.options.step_tokens - sum(
+                want(one, self.options) for one in self._running if one not in weaker
+            )
             if (spare <= 0 and not is_static) or sequence.id in self._released:
                 return
-            if self._enter(sequence, now):
+            has_entered = self._enter(sequence, now)
+            if has_entered:
                 continue
-            if not weaker:
+            if has_entered is None:
+                place += 1
+            elif not weaker:
                 return
-            self._preempt(self.policy.victim(weaker))
+            else:
+                self._preempt(self.policy.victim(weaker))
 
-    def _enter(self, sequence: Sequence, now: float) -> bool:
-        """Start running the first of the waiting; False (and no change) when there is no slot or no blocks for it."""
+    def _enter(self, sequence: Sequence, now: float) -> bool | None:
+        """Start running one of the waiting; False (and no change) when there is no slot or no blocks for it, None
+        when somebody who runs is just computing its beginning."""
         if len(self._running) >= self.options.sequences:
             return False
-        if not self.memory.reserve(sequence, sequence.tokens_computed, sequence.tokens_to_compute):
+        cached = self.memory.admit(sequence)
+        if cached is None:
+            self.deferrals += 1
+            return None
+        is_first = not self._running
+        if not self.memory.reserve(sequence, cached, sequence.tokens_known - cached) or (
+            not is_first and not self.memory.has_headroom(len(self._running))  # it would be evicted within a few steps
+        ):
+            self.memory.release(sequence, cached)
             return False
-        if self._running and not self.memory.has_headroom(len(self._running)):
-            self.memory.release(sequence, sequence.tokens_computed)  # it would be evicted again within a few steps
-            return False
-        del self._waiting[0]
+        sequence.tokens_computed = sequence.tokens_cached = cached
+        if sequence.preemptions:
+            spared = min(cached, sequence.tokens_recomputed)
+            sequence.tokens_recomputed -= spared
+            self.tokens_recomputed -= spared
+        self._waiting.remove(sequence)
         insort(self._running, sequence, key=_rank)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = now
         return True
 
-    def _share(self) -> tuple[Entry, ...]:
-        """Everybody who runs gets a token and a row; what is left goes in the policy's order."""
-        tokens_left = self.options.step_tokens - len(self._running)
-        rows_left = self.options.step_logit_rows - len(self._running)
-        entries = []
-        for sequence in self._running:
-            count = fit_rows(sequence, min(self._want(sequence), 1 + tokens_left), 1 + rows_left)
-            rows = make_rows(sequence, count)
-            tokens_left -= count - 1
-            rows_left -= len(rows) - 1
-            start = sequence.tokens_computed
-            tokens = tuple(sequence.tokens[start : start + count])
-            entries.append(Entry(sequence.id, start, tokens, self.memory.blocks_of(sequence), rows))
-        return tuple(entries)
+    def _asks(self) -> list[tuple[Sequence, Ask]]:
+        """What the decoder wants of this step and there is room for, in the policy's order."""
+        wanted = []
+        for sequence, asks in zip(self._running, self.decoder.ask(self._running), strict=True):
+            possible = [ask for ask in asks if ask.program == MODEL or self._has_room(sequence, ask)]
+            wanted += [(sequence, ask) for ask in (possible if possible or not asks else [Ask()])]
+        return wanted
 
-    def _want(self, sequence: Sequence) -> int:
-        chunk = self.options.chunk
-        return sequence.tokens_to_compute if chunk is None else min(sequence.tokens_to_compute, chunk)
+    def _has_room(self, sequence: Sequence, ask: Ask) -> bool:
+        """Blocks for what another program computes; without them the sequence goes on without that program."""
+        memory = self._memories[ask.program]
+        computed = sequence.computed_elsewhere.get(ask.program)
+        if computed is None:
+            computed = memory.admit(sequence)
+            if computed is None:
+                return False
+            sequence.computed_elsewhere[ask.program] = computed
+        if memory.reserve(sequence, computed, sequence.tokens_known + len(ask.tree) - computed):
+            return True
+        memory.release(sequence, computed)
+        del sequence.computed_elsewhere[ask.program]
+        sequence.tree = PLAIN
+        self.decoder.cannot(sequence, ask.program)
+        return False
 
     def _preempt(self, sequence: Sequence) -> None:
         # known     |------------------------|          known     |------------------------|
         # computed  |--------------------|        ->    computed  |                             blocks given back
-        self.memory.release(sequence, sequence.tokens_computed)
+        self._release(sequence)
         self._released.append(sequence.id)
         self._running.remove(sequence)
         sequence.preemptions += 1
@@ -214,37 +248,69 @@ class Scheduler:
             raise InvariantError(f"{len(plan.entries)} entries were planned and {len(result.rows)} answered")
         flying, self._in_flight, self._flying = self._flying, None, {}
         events = []
-        for entry, answers in zip(plan.entries, result.rows, strict=True):
-            event = self._advance(flying[entry.sequence], entry, answers, result.ended_s)
-            if event is not None:
+        for placed, answers in zip(self._placed, result.rows, strict=True):
+            if placed.sequence.id in self._cancelled:
+                continue
+            if placed.ask.program != MODEL:
+                self._follow(placed, answers)
+            elif (event := self._advance(placed, answers, result.ended_s)) is not None:
                 events.append(event)
+        events += [self._finish(flying[name], "cancelled", result.ended_s) for name in sorted(self._cancelled)]
         return events
 
-    def _advance(
-        self, sequence: Sequence, entry: Entry, answers: tuple[RowResult, ...], at_s: float
-    ) -> TokenEvent | None:
-        sequence.tokens_computed += len(entry.tokens)
+    def _follow(self, placed: Placed, answers: tuple[RowResult, ...]) -> None:
+        """Another program has computed some of the sequence."""
+        sequence, program = placed.sequence, placed.ask.program
+        if program not in sequence.computed_elsewhere:
+            return  # it has ended in this very step
+        computed = sequence.computed_elsewhere[program] + len(placed.entry.tokens)
+        sequence.computed_elsewhere[program] = computed
+        sequence.tree = self.decoder.settle(sequence, placed.ask, placed.entry, answers).tree
+        self._memories[program].advance(sequence, min(computed, sequence.tokens_known))
+
+    def _advance(self, placed: Placed, answers: tuple[RowResult, ...], at_s: float) -> TokenEvent | None:
+        sequence, entry = placed.sequence, placed.entry
+        sequence.tokens_computed += len(entry.tokens) - entry.tentative
         self.policy.served(sequence, len(entry.tokens))
-        if sequence.id in self._cancelled:
-            return self._finish(sequence, "cancelled", at_s)
-        chosen: list[int] = []
-        scored: list[Scored] = []
+        choices = []
         for row, answer in zip(entry.rows, answers, strict=True):
             if row.target >= 0:
                 sequence.scored.append(_scored(answer))
             else:
-                chosen.append(answer.token)
-                if row.logprobs >= 0:
-                    scored.append(_scored(answer))
-        sequence.tokens.extend(chosen)
-        if chosen and not self.options.cache:
-            sequence.tokens_computed = 0
+                choices.append(answer)
+        settled = self.decoder.settle(sequence, placed.ask, entry, choices) if choices else Settled(tree=sequence.tree)
+        chosen = self._become_known(sequence, placed, settled)
+        scored: tuple[Scored, ...] = ()
+        if chosen and sequence.request.sampling.logprobs is not None:
+            scored = tuple(_scored(choices[place + 1]) for place in (-1, *settled.places)[: len(chosen)])
         reason = self._reason(sequence, chosen)
         if reason is not None:
-            return self._finish(sequence, reason, at_s, tuple(chosen), tuple(scored))
-        return _event(sequence, at_s, tuple(chosen), tuple(scored)) if chosen else None
+            return self._finish(sequence, reason, at_s, chosen, scored)
+        if chosen and not self.options.cache:
+            sequence.tokens_computed = 0
+        self.memory.advance(sequence, sequence.tokens_computed)
+        return _event(sequence, at_s, chosen, scored) if chosen else None
 
-    def _reason(self, sequence: Sequence, chosen: list[int]) -> str | None:
+    def _become_known(self, sequence: Sequence, placed: Placed, settled: Settled) -> tuple[int, ...]:
+        """Chosen tokens, up to the first that ends the sequence; accepted guesses among them are computed already."""
+        request, before = sequence.request, sequence.tokens_known
+        chosen = settled.tokens[: max(0, min(request.max_tokens - sequence.tokens_output, self.context - before))]
+        if not request.ignore_stop:
+            ends = (place for place, token in enumerate(chosen, 1) if token in request.stop_ids)
+            chosen = chosen[: next(ends, len(chosen))]
+        accepted = settled.places[: len(chosen)]
+        if accepted != tuple(range(len(accepted))):
+            self.memory.keep_places(sequence, sequence.tokens_computed, accepted)
+        sequence.tokens.extend(chosen)
+        sequence.tokens_computed += len(accepted)
+        sequence.tree = settled.tree
+        sequence.tokens_guessed += placed.entry.tentative
+        sequence.tokens_accepted += len(accepted)
+        for program, computed in sequence.computed_elsewhere.items():
+            sequence.computed_elsewhere[program] = min(computed, before + len(accepted))
+        return chosen
+
+    def _reason(self, sequence: Sequence, chosen: tuple[int, ...]) -> str | None:
         """Why the sequence ends here, or None."""
         request = sequence.request
         if chosen and not request.ignore_stop and chosen[-1] in request.stop_ids:
@@ -257,7 +323,7 @@ class Scheduler:
         self, sequence: Sequence, reason: str, at_s: float,
         chosen: tuple[int, ...] = (), scored: tuple[Scored, ...] = (),
     ) -> TokenEvent:  # fmt: skip
-        self.memory.release(sequence, sequence.tokens_computed)
+        self._release(sequence)
         self._cancelled.discard(sequence.id)
         del self._by_request[sequence.request.id]
         if sequence in self._running:
@@ -272,9 +338,19 @@ class Scheduler:
             self._on_finish(sequence, reason, at_s)
         return _event(sequence, at_s, chosen, scored, reason)
 
+    def _release(self, sequence: Sequence) -> None:
+        """Give back what every program holds of the sequence."""
+        self.memory.release(sequence, sequence.tokens_computed)
+        for program, computed in sequence.computed_elsewhere.items():
+            self._memories[program].release(sequence, min(computed, sequence.tokens_known))
+        sequence.computed_elsewhere.clear()
+        sequence.tree = PLAIN
+        self.decoder.forget(sequence.id)
+
     def check(self) -> None:
         """Raise InvariantError unless every block and every sequence is accounted for (promise 2)."""
-        self.memory.check()
+        for memory in self._memories.values():
+            memory.check()
         here = [*self._waiting, *self._running]
         if {id(sequence) for sequence in here} != {id(sequence) for sequence in self._by_request.values()}:
             raise InvariantError("a request is neither waiting nor running, or both")
@@ -286,7 +362,7 @@ class Scheduler:
             if self.policy.is_static and any(one.rank != self.policy.rank(one) for one in queue):
                 raise InvariantError("a rank has moved under a policy that says its ranks never do")
         for sequence in self._waiting:
-            if sequence.tokens_computed or self.memory.holds(sequence):
+            if sequence.tokens_computed or any(memory.holds(sequence) for memory in self._memories.values()):
                 raise InvariantError(f"request {sequence.request.id!r} waits but holds state")
         for sequence in self._running:
             if not 0 <= sequence.tokens_computed < sequence.tokens_known:
@@ -316,4 +392,7 @@ def _event(
         finish=finish,
         preemptions=sequence.preemptions,
         tokens_recomputed=sequence.tokens_recomputed,
+        tokens_cached=sequence.tokens_cached,
+        tokens_guessed=sequence.tokens_guessed,
+        tokens_accepted=sequence.tokens_accepted,
     )

@@ -30,3 +30,6 @@ class TokenEvent(msgspec.Struct, frozen=True):
     error: str | None = None
     preemptions: int = 0
     tokens_recomputed: int = 0
+    tokens_cached: int = 0  # of its beginning, computed by others before
+    tokens_guessed: int = 0  # judged so far (I1)
+    tokens_accepted: int = 0

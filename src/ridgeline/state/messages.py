@@ -43,6 +43,7 @@ class EngineFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     step_tokens: int = 0
     max_sequences: int = 0
     load_s: float = 0.0
+    spec: str = ""  # how tokens are guessed ahead; "": they are not
 
 
 class Start(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ class LogitRow:
     choice: int = 0
     target: int = -1
     logprobs: int = -1  # -1: no log-probabilities wanted; k >= 0: of the chosen token and the k most likely
+    law: bool = False  # also give the distribution that the token was drawn from
     history: tuple[tuple[int, ...], int] | None = None
 
 
@@ -45,6 +47,7 @@ class Entry:
     parents: tree (I9): the place in `tokens` of each token's parent, -1: it follows the computed context; (): a chain.
     A token sees the context, its ancestors and itself; its position is start + its depth.
     state: slot of the recurrent state (K11), -1: the program has none.
+    tentative: so many of the last tokens are guesses that the answers may refuse (I1).
     """
 
     sequence: SequenceId
@@ -57,6 +60,7 @@ class Entry:
     slots: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     state: int = -1
+    tentative: int = 0
 
     def slot(self, group: int) -> int:
         """Slot of tokens[0] in a group."""
@@ -82,20 +86,24 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What one LogitRow gave. Natural logarithms; `top` is most likely first."""
+    """What one LogitRow gave. Natural logarithms; `top` is most likely first; law: [vocabulary], sums to 1."""
 
     token: int
     logprob: float | None = None
     rank: int | None = None  # 0: the most likely token
     top: tuple[tuple[int, float], ...] = ()
+    law: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """rows[i][j] answers plan.entries[i].rows[j]."""
+    """rows[i][j] answers plan.entries[i].rows[j]. line_ns: of the program "model"; `others`: of the other programs
+    that had entries; transfer_ns: spent moving kept state before the entries ran."""
 
     rows: tuple[tuple[RowResult, ...], ...]
     started_s: float
     ended_s: float
     line_ns: npt.NDArray[np.int64] | None = None  # nanoseconds by Program line
     native_calls: int = 0
+    others: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    transfer_ns: int = 0

@@ -1,8 +1,14 @@
-"""Sequence: a request being made into tokens. The only mutable noun; only the scheduler writes it."""
+"""Sequence: a request being made into tokens. The only mutable noun; only the scheduler writes it.
+
+Tree: tokens somebody guesses will follow, not known yet.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from .event import Scored
 from .plan import SequenceId
@@ -11,12 +17,50 @@ from .request import Request
 Rank = tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Guessed tokens (I9). parents[i] < i: the place of the token that token i follows, -1: the last known token.
+
+    laws[i]: the distribution [vocabulary] that token i was drawn from; None: it was not drawn, only named.
+    """
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    laws: tuple[npt.NDArray[np.float32] | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def chain(cls, tokens: tuple[int, ...], laws: tuple[npt.NDArray[np.float32] | None, ...] = ()) -> Tree:
+        return cls(tokens, tuple(range(-1, len(tokens) - 1)), laws or (None,) * len(tokens))
+
+    @property
+    def is_chain(self) -> bool:
+        return self.parents == tuple(range(-1, len(self.tokens) - 1))
+
+    def children(self, place: int) -> list[int]:
+        """Places of the tokens that follow the one at `place`, in order; -1: the last known token."""
+        return [child for child, parent in enumerate(self.parents) if parent == place]
+
+    def path(self, place: int) -> tuple[int, ...]:
+        """Places from the root to `place`, which is the last one; () for -1."""
+        places: list[int] = []
+        while place >= 0:
+            places.append(place)
+            place = self.parents[place]
+        return tuple(reversed(places))
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Progress is a number (DESIGN §1):
 
     known     |----------------------------|      prompt and chosen tokens
     computed  |--------------------|              their KV is in the pool
+    tentative                              |---|  guessed, waiting to be judged (`tree`)
+
+    computed_elsewhere: computed counts of the other programs that follow this sequence; they may run into the tree.
     """
 
     id: SequenceId
@@ -29,6 +73,11 @@ class Sequence:
     tokens_recomputed: int = 0
     rank: Rank = ()  # its place in its queue, as the policy last said; lowest first
     scored: list[Scored] = field(default_factory=list)  # prompt positions scored so far
+    tree: Tree = Tree()
+    computed_elsewhere: dict[str, int] = field(default_factory=dict)
+    tokens_cached: int = 0  # of its beginning that others had computed, when it was last admitted
+    tokens_guessed: int = 0  # judged so far
+    tokens_accepted: int = 0
 
     @property
     def tokens_known(self) -> int:

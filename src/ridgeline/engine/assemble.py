@@ -1,0 +1,125 @@
+"""One program of an engine: described, billed, loaded, bound, with its pools and its memory. build.py joins several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from ridgeline.kernels import native
+from ridgeline.kit.clock import Clock
+from ridgeline.kit.errors import UserError
+from ridgeline.memory.block_memory import BlockMemory
+from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.pool import BlockPool
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.models.load import LoadedModel, describe, load, record
+from ridgeline.ops.program import Program
+from ridgeline.run.bind import Bound, bind
+from ridgeline.run.machine import usable_cores
+from ridgeline.run.runner import Runner
+from ridgeline.state.ports import SequenceMemory
+
+from .bill import MemoryBill, kv_block_bytes, make_bill, reference_bound, step_limits
+from .config import EngineConfig
+
+COMPANION_SHARE = 0.2  # of what is free, at most, for the KV of a program that follows the model
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What is known before anything is read."""
+
+    config: EngineConfig
+    model: LoadedModel
+    program: Program
+    bill: MemoryBill
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """Ready to run."""
+
+    config: EngineConfig
+    model: LoadedModel
+    program: Program
+    bound: Bound
+    bill: MemoryBill
+    runner: Runner
+    memory: SequenceMemory
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.bill.kv_bytes
+
+
+def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool = False) -> Described:
+    """From descriptors. left: bytes to plan for. is_only_counted: lines that cannot run here are no error."""
+    model = describe(config.model, weights=config.weights)
+    program = record(model, STORAGES.get(config.storage))
+    try:
+        bound = bind(program, body=config.body)
+    except UserError:
+        if not is_only_counted:
+            raise
+        bound = reference_bound(program)
+    return Described(config, model, program, make_bill(config, model.spec, bound, left))
+
+
+def describe_companion(config: EngineConfig, model: str, left: int) -> Described:
+    """A second program that follows the model's sequences: its own weights and KV, the same limits of a step."""
+    described = describe(model, weights=config.weights)
+    own = msgspec.structs.replace(config, model=model, spec=None)
+    per_block = kv_block_bytes(own, described.spec)
+    context = min(config.context or described.spec.context, described.spec.context)
+    tokens = config.max_sequences * context
+    kv_bytes = min(tokens // BLOCK_TOKENS * per_block, int(COMPANION_SHARE * left))
+    own = msgspec.structs.replace(own, kv_bytes=max(kv_bytes, per_block), context=context)
+    return describe_program(own, left)
+
+
+def assemble(described: Described, clock: Clock, team: native.Team | None = None) -> Assembled:
+    """Read the weights, make the pools. team: threads to share with another program's runner."""
+    config, promised = described.config, described.bill
+    loaded = load(config.model, weights=config.weights)
+    storage = STORAGES.get(config.storage)
+    program = record(loaded, storage)
+    bound = bind(program, body=config.body)
+    pools = tuple(
+        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=promised.kv_blocks)
+        for g in program.kv_groups
+    )
+    threads = config.threads or usable_cores()
+    limits = step_limits(config, promised.context)
+    runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team)
+    return Assembled(config, loaded, program, bound, promised, runner, make_memory(config, promised))
+
+
+def make_memory(config: EngineConfig, promised: MemoryBill) -> SequenceMemory:
+    """Who holds which block; the same for a real and a rehearsed engine."""
+    pool = BlockPool(promised.kv_blocks)
+    return BlockMemory(pool, context=promised.context, contiguous=not config.paging)
+
+
+def check_companion(model: Described, companion: Described) -> None:
+    """Raise UserError unless the companion can follow every sequence of the model."""
+    target, own = model.model.spec, companion.model.spec
+    if target.vocabulary != own.vocabulary or not _same_words(model.model, companion.model):
+        raise UserError(
+            f"{own.name} cannot guess for {target.name}: their vocabularies differ ({own.vocabulary} and "
+            f"{target.vocabulary} tokens). Choose a smaller model of the same family, or --spec ngram."
+        )
+    if own.context < model.bill.context:
+        raise UserError(
+            f"{own.name} was made for a context of {own.context}; {target.name} runs here with {model.bill.context}. "
+            f"Give --context {own.context}, or choose another one."
+        )
+
+
+def _same_words(a: LoadedModel, b: LoadedModel) -> bool:
+    """Whether two models mean the same by a token; models without a tokenizer are taken at their word."""
+    one, other = a.tokenizer(), b.tokenizer()
+    if one is None or other is None:
+        return one is other
+    probe = "def f(x):\n    return x ** 2  # Ünïcödé, 12345, the quick brown fox\n"
+    return one.encode(probe, add_bos=False, special=False) == other.encode(probe, add_bos=False, special=False)

@@ -1,0 +1,29 @@
+"""StepCosts: seconds of a step of any of an engine's programs, for whoever decides by them. Asks the estimator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
+
+from ridgeline.ops.batch import BatchShape
+from ridgeline.ops.program import Program
+
+from .estimate import Estimator
+from .machine import Machine
+
+
+class StepCosts:
+    """machine: asked when the first cost is wanted, since measuring one takes a second."""
+
+    def __init__(self, programs: Mapping[str, Program], machine: Callable[[], Machine]) -> None:
+        self._programs = dict(programs)
+        self._machine = functools.cache(machine)
+        self._estimators: dict[str, Estimator] = {}
+
+    def seconds(self, program: str, entries: Many[tuple[int, int]], rows: int) -> float:
+        """entries: (context before, tokens); rows: logit rows."""
+        if program not in self._estimators:
+            self._estimators[program] = Estimator(self._programs[program], self._machine())
+        windows = self._programs[program].windows
+        return float(self._estimators[program].step_seconds(BatchShape.of(entries, rows, windows)))

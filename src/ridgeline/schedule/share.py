@@ -1,0 +1,111 @@
+"""How a step's budget becomes entries: everybody who asks gets a token and a row, the rest goes in the policy's order.
+
+Pure but for asking memory for room. Guessed tokens are taken whole or not at all: a half-judged tree is wasted work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from ridgeline.decode.decoder import MODEL, PLAIN, Ask
+from ridgeline.ops.sample import mix
+from ridgeline.state.plan import Entry, LogitRow
+from ridgeline.state.ports import SequenceMemory
+from ridgeline.state.sequence import Sequence
+
+from .options import ScheduleOptions
+from .rows import count_rows, fit_rows, make_guess_rows, make_rows
+
+OWN_DRAWS = 0xD2AF7  # keeps another program's draws independent of the model's, where the law needs that
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An entry and what was asked for; `ask.tree` is empty when the guesses found no room."""
+
+    sequence: Sequence
+    ask: Ask
+    entry: Entry
+
+
+@dataclass(slots=True)
+class _Budget:
+    tokens: int
+    rows: int
+
+
+def share(
+    asks: Many[tuple[Sequence, Ask]], options: ScheduleOptions, memories: Mapping[str, SequenceMemory], context: int
+) -> list[Placed]:
+    """Entries in the order of `asks` (the policy's order), one an ask. Each program has the whole budget of a step."""
+    budgets: dict[str, _Budget] = {}
+    for program in memories:
+        asking = sum(ask.program == program for _, ask in asks)
+        budgets[program] = _Budget(options.step_tokens - asking, options.step_logit_rows - asking)
+    placed = []
+    for sequence, ask in asks:
+        budget, memory = budgets[ask.program], memories[ask.program]
+        make = _for_model if ask.program == MODEL else _for_other
+        placed.append(make(sequence, ask, budget, memory, options, context))
+        entry = placed[-1].entry
+        budget.tokens -= len(entry.tokens) - 1
+        budget.rows -= max(len(entry.rows) - 1, 0)
+    return placed
+
+
+def want(sequence: Sequence, options: ScheduleOptions) -> int:
+    """Known tokens that the sequence would compute in a step of its own."""
+    left = sequence.tokens_to_compute
+    return left if options.chunk is None else min(left, options.chunk)
+
+
+def _for_model(
+    sequence: Sequence, ask: Ask, budget: _Budget, memory: SequenceMemory, options: ScheduleOptions, context: int
+) -> Placed:
+    start = sequence.tokens_computed
+    count = fit_rows(sequence, min(want(sequence, options), 1 + budget.tokens), 1 + budget.rows)
+    count = memory.longest(start, count)
+    tree = ask.tree
+    if tree:
+        room = min(budget.tokens + 1, context - start, memory.longest(start, count + len(tree))) - count
+        rows = budget.rows + 1 - count_rows(sequence, count)
+        is_whole = count == sequence.tokens_to_compute and len(tree) <= min(room, rows)
+        if not (is_whole and memory.reserve(sequence, start, count + len(tree))):
+            tree, ask = PLAIN, replace(ask, tree=PLAIN)
+    known = tuple(sequence.tokens[start : start + count])
+    parents: tuple[int, ...] = ()
+    if not tree.is_chain:
+        parents = (*range(-1, count - 1), *(count + parent if parent >= 0 else count - 1 for parent in tree.parents))
+    rows_wanted = make_rows(sequence, count, law=ask.needs_laws and bool(tree))
+    entry = Entry(
+        sequence.id, start, known + tree.tokens, memory.blocks_of(sequence),
+        rows_wanted + make_guess_rows(sequence, count, tree, law=ask.needs_laws),
+        slots=memory.slots_of(sequence, start), parents=parents, state=memory.state_of(sequence), tentative=len(tree),
+    )  # fmt: skip
+    return Placed(sequence, ask, entry)
+
+
+def _for_other(
+    sequence: Sequence, ask: Ask, budget: _Budget, memory: SequenceMemory, options: ScheduleOptions, context: int
+) -> Placed:
+    start = sequence.computed_elsewhere[ask.program]
+    known = [*sequence.tokens, *ask.tree.tokens]
+    end = len(known) if ask.is_choosing else sequence.tokens_known - 1
+    count = memory.longest(start, min(end - start, 1 + budget.tokens))
+    rows: tuple[LogitRow, ...] = ()
+    if ask.is_choosing and start + count == end:
+        sampling = sequence.request.sampling
+        history = (tuple(known), sequence.tokens_prompt) if sampling.needs_history else None
+        if ask.needs_laws:
+            sampling = msgspec.structs.replace(sampling, seed=mix(sampling.seed ^ OWN_DRAWS) >> 1)
+        rows = (LogitRow(count - 1, end, sampling, sequence.request.choice, history=history, law=ask.needs_laws),)
+    entry = Entry(
+        sequence.id, start, tuple(known[start : start + count]), memory.blocks_of(sequence), rows, ask.program,
+        slots=memory.slots_of(sequence, start), state=memory.state_of(sequence),
+        tentative=max(0, start + count - max(start, sequence.tokens_known)),
+    )  # fmt: skip
+    return Placed(sequence, ask, entry)
