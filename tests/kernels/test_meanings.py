@@ -13,6 +13,8 @@ from ridgeline.kernels.packing import NATIVE_FORMATS, pack
 from ridgeline.memory.storage.bf16 import narrow, widen
 from ridgeline.ops import kinds
 from ridgeline.ops.op import LOGITS, TOKENS, Line, Value
+from ridgeline.ops.route import CASES as ROUTINGS
+from ridgeline.ops.route import Routing
 from ridgeline.state.plan import LogitRow
 from ridgeline.state.request import Sampling
 
@@ -31,6 +33,7 @@ from .steps import (
     set_weight,
     unpacked,
 )
+from .test_experts import Stacks, mixture, route
 from .test_sample import Row, sample
 
 torch = pytest.importorskip("torch")
@@ -40,6 +43,10 @@ pytestmark = pytest.mark.torch
 @dataclass
 class FakeWeight:
     values: np.ndarray  # [rows, columns] f32, as the stored bits mean it
+
+    @property
+    def columns(self) -> int:
+        return self.values.shape[1]
 
 
 @dataclass
@@ -199,6 +206,32 @@ def test_head_norm(isa, teams) -> None:
     weights = [FakeWeight(gain) for gain in gains]
     expected = meaning("head_norm", FakeStep(), (qkv,), weights, **attributes)
     check("head_norm", arena.read(at, 10, 8 * dim), expected)
+
+
+@pytest.mark.parametrize("case", ROUTINGS, ids=str)
+def test_route(isa, teams, case) -> None:
+    routing = case["routing"]
+    logits = normal(30, routing.experts) * 2
+    bias = normal(1, routing.experts, seed=4) * 0.3 if case.get("bias") else None
+    out, _ = route(teams(2), logits, routing, None if bias is None else bias[0])
+    weights = [] if bias is None else [FakeWeight(bias)]
+    expected = meaning("route", FakeStep(), (logits,), weights, routing=routing)
+    check("route", out, expected)
+    ids = np.arange(3 * routing.chosen) // routing.chosen != 1
+    assert (out[:, ids] == expected.numpy()[:, ids]).all()
+
+
+@pytest.mark.parametrize("name", NATIVE_FORMATS)
+@pytest.mark.parametrize("tokens", [1, 30])
+def test_dispatch_experts_combine(isa, teams, name, tokens) -> None:
+    stacks, routing = Stacks(name, 6, 64, 96), Routing(6, 3)
+    x, logits = normal(tokens, 64), normal(tokens, 6)
+    out = mixture(teams(2), x, logits, routing, stacks)
+    routed, _ = route(teams(1), logits, routing)
+    sent = meaning("dispatch", FakeStep(), (x, routed), routing=routing).numpy()
+    weights = [FakeWeight(values.reshape(-1, values.shape[2])) for values in stacks.values]
+    done = meaning("experts", FakeStep(), (sent, routed), weights, routing=routing, function="silu").numpy()
+    check("experts", out, meaning("combine", FakeStep(), (done, routed), routing=routing), name)
 
 
 @pytest.mark.parametrize("storage", ["f32", "bf16"])

@@ -30,6 +30,7 @@ PARAMETERS = {
     "smollm2-1.7b": 1_711_376_384, "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976,
     "qwen3-4b": 4_022_468_096, "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264,
     "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952, "mistral-7b-v0.3": 7_248_023_552,
+    "mixtral-8x7b": 46_702_792_704, "qwen1.5-moe-a2.7b": 14_315_784_192, "qwen3-30b-a3b": 30_532_122_624,
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_missing_fields_are_named(key):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gemma3"}, "supported: gemma3_text, llama, mistral, qwen2, qwen3"),
+        ({"model_type": "gemma3"}, "supported: gemma3_text, llama, m"),
         ({"hidden_act": "relu"}, "relu"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
@@ -188,7 +189,7 @@ def test_gemma3_from_gguf(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"general.architecture": "bloom"}, "supported architectures: gemma3, llama, mistral, qwen2, qwen3"),
+        ({"general.architecture": "bloom"}, "supported architectures: gemma3, llama, m"),
         ({"general.architecture": None}, r"general\.architecture"),
         ({"llama.block_count": None}, "llama.block_count"),
         ({"llama.block_count": 0}, "llama.block_count"),
@@ -199,7 +200,7 @@ def test_gemma3_from_gguf(tmp_path):
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon"),
         ({"llama.rope.freq_base": float("inf")}, "freq_base"),
         ({"llama.rope.scaling.type": "yarn"}, "yarn"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.expert_count": 8}, "expert_used_count"),
         ({"tokenizer.ggml.eos_token_id": 4}, "token id below 4"),
         ({"llama.attention.head_count": np.array([2, 2], np.int32)}, "head_count"),
     ],

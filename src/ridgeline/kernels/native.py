@@ -20,7 +20,7 @@ from ridgeline.kit.errors import InvariantError, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
-ABI_VERSION = 3  # RL_ABI_VERSION
+ABI_VERSION = 4  # RL_ABI_VERSION
 LIBRARY = Path(__file__).with_name("libridgeline.so")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 
@@ -28,9 +28,11 @@ RL_F32, RL_BF16, RL_Q8_0, RL_Q4_1, RL_Q4_0, RL_Q5_0, RL_Q4_K, RL_Q6_K = range(8)
 RL_KV_F32, RL_KV_BF16 = range(2)  # RlStorage
 (
     RL_EMBED, RL_NORM, RL_LINEAR, RL_ROPE, RL_ATTEND, RL_ACTIVATION, RL_ADD, RL_GATHER, RL_SAMPLE, RL_HEAD_NORM,
-) = range(1, 11)  # fmt: skip  # RlOp
+    RL_ROUTE, RL_DISPATCH, RL_EXPERTS, RL_COMBINE,
+) = range(1, 15)  # fmt: skip  # RlOp
 RL_SILU, RL_GELU_TANH = range(2)  # RlActivation
-RL_ROPE_INTERLEAVED = 1  # RlFlag
+RL_ROPE_INTERLEAVED, RL_ROUTE_SIGMOID, RL_ROUTE_RENORMALISE = 1, 2, 4  # RlFlag
+RL_MAX_EXPERTS = 1024
 
 # -(100 * instruction + fault) is what rl_execute answers to a bad tape (Fault in cpp/tape.cpp).
 FAULTS = {
@@ -63,6 +65,8 @@ class RlInstr(ctypes.Structure):
         ("layer", c_int32), ("heads", c_int32), ("kv_heads", c_int32), ("head_dim", c_int32),
         ("rotary_dim", c_int32), ("window", c_int32), ("group", c_int32), ("sinks", c_int32),
         ("eps", c_float), ("scale", c_float),
+        ("in3", c_int64), ("in4", c_int64), ("work", c_int64),
+        ("experts", c_int32), ("chosen", c_int32), ("groups", c_int32), ("groups_kept", c_int32),
         ("rope_cos", c_void_p), ("rope_sin", c_void_p), ("weight", RlWeight * 3),
     )  # fmt: skip
 
@@ -89,7 +93,7 @@ class RlBatch(ctypes.Structure):
         *((name, c_void_p) for name in (
             "token_ids", "positions", "sequence_of", "first_token", "block_table", "slots", "tree", "logit_token",
             "sampling", "history_ids", "history_counts", "bias_ids", "bias_values",
-            "sampled", "logprob", "rank", "top_ids", "top_logprobs", "line_ns",
+            "sampled", "logprob", "rank", "top_ids", "top_logprobs", "line_ns", "line_experts",
         )),
     )  # fmt: skip
 

@@ -71,6 +71,21 @@ def pack(data: Bytes | None, format_name: str, rows: int, columns: int) -> Packe
     return PackedWeight(packed, format_name, rows, columns)
 
 
+def pack_stack(data: Bytes | None, format_name: str, rows: int, columns: int, count: int) -> PackedWeight:
+    """`count` matrices of [rows / count, columns], one below the other, each packed by itself, side by side (K8)."""
+    if data is None:
+        raise InvariantError(f"a {format_name} [{rows}, {columns}] descriptor has no bytes to pack")
+    parts = np.ascontiguousarray(data).view(np.uint8).reshape(count, -1)
+    packed: Bytes | None = None
+    for index, part in enumerate(parts):
+        one = pack(part, format_name, rows // count, columns).data
+        packed = native.aligned(count * one.nbytes) if packed is None else packed
+        packed[index * one.nbytes : (index + 1) * one.nbytes] = one
+    if packed is None:
+        raise InvariantError(f"a stack of no {format_name} matrices")
+    return PackedWeight(packed, format_name, rows, columns)
+
+
 def file_bytes(format_name: str, rows: int, columns: int) -> int:
     """Bytes in file order."""
     group, nbytes = BLOCKS[format_name]

@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from ridgeline.kit.errors import UserError
+from ridgeline.ops.route import Routing
 
 from .family import FAMILIES
 from .fields import LIMITS, Fields
-from .spec import TRAITS, ModelSpec, Rope
+from .spec import TRAITS, Experts, ModelSpec, Rope
 
 ARCHITECTURES = {  # model_type -> family
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3",
+    "mixtral": "mixtral", "qwen2_moe": "qwen2_moe", "qwen3_moe": "qwen3_moe",
 }  # fmt: skip
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 MAX_CONFIG_BYTES = 1 << 22
 # Defaults of the configuration classes in transformers, where published files leave the field out.
 DEFAULT_NORM_EPS = 1e-6
 DEFAULT_ROPE_BASE = 10_000.0
-DEFAULT_CONTEXT = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768, "gemma3": 131_072}
+DEFAULT_CONTEXT = {
+    "llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768, "gemma3": 131_072, "mixtral": 131_072,
+    "qwen2_moe": 32_768, "qwen3_moe": 32_768,
+}  # fmt: skip
 DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma3": 256}
 DEFAULT_WINDOW = 4096
 GEMMA_PATTERN = 6  # every sixth layer reads everything
@@ -79,7 +84,7 @@ def spec_from_config(config: Mapping[str, Any], name: str, source: str) -> Model
         rope=rope, tied=fields.flag("tie_word_embeddings", family == "gemma3"), activation=activation,
         windows=_windows(fields, family, layers), bos=bos[0] if bos else None,
         eos=fields.token_ids("eos_token_id", vocabulary), local_rope=local_rope,
-        query_pre_scale=_query_pre_scale(fields, family), **TRAITS.get(family, {}),
+        query_pre_scale=_query_pre_scale(fields, family), experts=experts_of(fields, family), **TRAITS.get(family, {}),
     )  # fmt: skip
     check_spec(spec, source)
     return spec
@@ -109,7 +114,7 @@ def _query_pre_scale(fields: Fields, family: str) -> float:
 
 
 def _refuse_unsupported(fields: Fields, family: str) -> None:
-    if family != "qwen2" and fields.flag("attention_bias", False):
+    if family not in ("qwen2", "qwen2_moe") and fields.flag("attention_bias", False):
         raise UserError(f"{fields.source}: attention_bias is true; the {family} family here has none.")
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if fields.values.get(key) is not None:
@@ -168,15 +173,40 @@ def _scaling(scaling: Fields | None, context: int) -> tuple[str | float, ...] | 
     raise UserError(f"{scaling.source}: rope type {kind!r}; supported: default, linear, llama3.")
 
 
+def experts_of(fields: Fields, family: str) -> Experts | None:
+    """The mixture of a MoE family; None of the others."""
+    if family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        return None
+    if family == "mixtral":
+        return Experts(_routing(fields, 8, 2, True), fields.integer("intermediate_size", LIMITS["ffn"]))
+    if fields.integer("decoder_sparse_step", LIMITS["layers"], 1) != 1 or fields.values.get("mlp_only_layers"):
+        raise UserError(f"{fields.source}: some layers have no experts; in the {family} family here all have.")
+    if fields.flag("use_sliding_window", False):
+        raise UserError(f"{fields.source}: use_sliding_window is true; the {family} family here reads back everything.")
+    routing = _routing(fields, *((60, 4) if family == "qwen2_moe" else (128, 8)), False)
+    shared = fields.integer("shared_expert_intermediate_size", LIMITS["ffn"], 5632) if family == "qwen2_moe" else 0
+    ffn = fields.integer("moe_intermediate_size", LIMITS["ffn"], 1408 if family == "qwen2_moe" else 768)
+    return Experts(routing, ffn, shared)
+
+
+def _routing(fields: Fields, experts: int, chosen: int, renormalise: bool) -> Routing:
+    key = "num_experts" if fields.values.get("num_experts") is not None else "num_local_experts"
+    experts = fields.integer(key, LIMITS["experts"], experts)
+    chosen = fields.integer("num_experts_per_tok", experts, chosen)
+    return Routing(experts, chosen, renormalise=fields.flag("norm_topk_prob", renormalise))
+
+
 def _windows(fields: Fields, family: str, layers: int) -> tuple[int, ...]:
     """Keys each layer reads back. Mistral: all layers; Qwen: the layers from max_window_layers on, when enabled;
     Gemma 3: five layers of six. `layer_types` goes before the last two."""
-    if family == "llama" or (family in ("qwen2", "qwen3") and not fields.flag("use_sliding_window", False)):
+    if family in ("llama", "qwen2_moe", "qwen3_moe"):
         return ()
-    if "sliding_window" in fields.values and fields.values["sliding_window"] is None:
+    if family in ("qwen2", "qwen3") and not fields.flag("use_sliding_window", False):
+        return ()
+    if fields.values.get("sliding_window") is None and ("sliding_window" in fields.values or family == "mixtral"):
         return ()
     window = fields.integer("sliding_window", LIMITS["context"], DEFAULT_WINDOW)
-    if family == "mistral":
+    if family in ("mistral", "mixtral"):
         return (window,) * layers
     kinds = fields.values.get("layer_types")
     if kinds is None and family == "gemma3":

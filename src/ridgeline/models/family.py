@@ -23,6 +23,9 @@ FAMILIES: Registry[Family] = Registry(
         "qwen2": ".qwen2:qwen2",
         "qwen3": ".qwen3:qwen3",
         "gemma3": ".gemma3:gemma3",
+        "mixtral": ".mixtral:mixtral",
+        "qwen2_moe": ".qwen2_moe:qwen2_moe",
+        "qwen3_moe": ".qwen3_moe:qwen3_moe",
     },
 )
 

@@ -10,7 +10,15 @@ from typing import Any
 from ridgeline.kit.errors import UserError
 
 # Twice or more the largest published; beyond these a file is damaged or hostile.
-LIMITS = {"layers": 1024, "width": 1 << 17, "heads": 1024, "ffn": 1 << 20, "vocabulary": 1 << 22, "context": 1 << 24}
+LIMITS = {
+    "layers": 1024,
+    "width": 1 << 17,
+    "heads": 1024,
+    "ffn": 1 << 20,
+    "vocabulary": 1 << 22,
+    "context": 1 << 24,
+    "experts": 1024,
+}
 
 
 @dataclass(frozen=True, slots=True)

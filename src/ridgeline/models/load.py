@@ -1,15 +1,15 @@
 """Models by name, path or shape: load (with numbers) and describe (shapes and formats only).
 
 `model` is a name from the pull table, a .gguf file, a directory with config.json and safetensors, `random:<shape>` of
-the catalogue or `random:<config.json>`. `weights` is "native" (the file's own bits, mapped) or a format everything is
-converted to. Refuses, naming the cure, what is unknown, incomplete or not supported.
+the catalogue or `random:<config.json>`, or `moe8:<model>`, a dense one as eight experts. `weights` is "native" (the
+file's own bits, mapped) or a format everything is converted to. Refuses, naming the cure, what is unknown.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,9 @@ from .metadata import ROPE_FACTORS, spec_from_gguf, tokenizer_from_gguf
 from .pull import TABLE, Progress, find, pull
 from .random_weights import filled
 from .spec import ModelSpec
-from .weights import GGUF_NAMES, ModelWeights, Shape, assemble, build, hf_names, map_weights
+from .split import SPLIT, split_spec, split_weights
+from .stacks import stacked
+from .weights import ModelWeights, Shape, assemble, build, gguf_names, hf_names, map_weights
 
 WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
 SMALL = frozenset(("q4_1", "q4_0", "q5_0"))  # their logits are made at q8_0
@@ -84,6 +86,10 @@ def _find(model: str, weights: str, progress: Progress | None, *, fetch: bool) -
     """Where a name leads: mapped weights of a file, or descriptors of a random shape."""
     if weights not in WEIGHTS:
         raise UserError(f"unknown weights {weights!r}. Known: {', '.join(WEIGHTS)}.")
+    if match := SPLIT.fullmatch(model):
+        whole, experts = _find(match[2], weights, progress, fetch=fetch), int(match[1])
+        spec = split_spec(whole.spec, experts)
+        return replace(whole, spec=spec, weights=split_weights(whole.weights, experts))
     if model.startswith(RANDOM):
         return _random(model.removeprefix(RANDOM), weights)
     if model in TABLE:
@@ -112,8 +118,9 @@ def _from_gguf(path: Path, name: str) -> LoadedModel:
     spec = spec_from_gguf(file.metadata, file.tensors, name, str(path))
     dropped = frozenset({ROPE_FACTORS})  # in the spec's rope
     template = file.metadata.get("tokenizer.chat_template")
+    tensors = _tensors(spec, file.tensors, str(path))
     return LoadedModel(
-        spec, assemble(spec, file.tensors, GGUF_NAMES, str(path), dropped), path, file.file_bytes,
+        spec, assemble(spec, tensors, gguf_names(spec), str(path), dropped), path, file.file_bytes,
         template if isinstance(template, str) else None, False,
         functools.cache(lambda: tokenizer_from_gguf(file.metadata, spec, str(path))),
     )  # fmt: skip
@@ -127,7 +134,7 @@ def _from_directory(directory: Path) -> LoadedModel:
         config |= {key: value for key, value in read_json(generation).items() if key == "eos_token_id"}
     spec = spec_from_config(config, directory.resolve().name, str(directory / "config.json"))
     spec = replace(spec, add_bos=starts_with_bos(directory))
-    tensors = read_safetensors(directory)
+    tensors = _tensors(spec, read_safetensors(directory), str(directory))
     weights = assemble(spec, tensors, hf_names(spec), str(directory))
     if spec.family in ONE_PLUS:
         weights = map_weights(weights, lambda role, weight: _one_plus(weight) if role.endswith("norm") else weight)
@@ -138,6 +145,10 @@ def _from_directory(directory: Path) -> LoadedModel:
         _directory_template(directory), False,
         functools.cache(lambda: Tokenizer.from_directory(directory, eos=spec.eos) if has_tokenizer else None),
     )  # fmt: skip
+
+
+def _tensors(spec: ModelSpec, tensors: Mapping[str, StoredWeight], source: str) -> Mapping[str, StoredWeight]:
+    return tensors if spec.experts is None else stacked(tensors, spec.experts.routing.experts, source)
 
 
 def _directory_template(directory: Path) -> str | None:
@@ -185,7 +196,7 @@ def _path(text: str) -> Path:
 
 def _format_for(role: str, weights: str) -> Format:
     """The format of a tensor by its role when a person asks for `weights`."""
-    if role.endswith(("norm", "bias")):
+    if role.endswith(("norm", "bias", "router")):  # a router's choice must not hang on its own rounding
         return FORMATS.get("f32")
     return FORMATS.get("q8_0" if weights in SMALL and role == "head" else weights)
 

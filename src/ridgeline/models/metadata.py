@@ -10,16 +10,19 @@ import numpy as np
 from ridgeline.formats.gguf import StringArray
 from ridgeline.formats.weight import StoredWeight
 from ridgeline.kit.errors import UserError
+from ridgeline.ops.route import Routing
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.text.vocabulary import Vocabulary
 
 from .config import GEMMA_LOCAL_ROPE_BASE, GEMMA_PATTERN, check_spec
 from .family import FAMILIES
 from .fields import LIMITS, Fields
-from .spec import TRAITS, ModelSpec, Rope
+from .spec import TRAITS, Experts, ModelSpec, Rope
 
 DEFAULT_ROPE_BASE = 10_000.0  # GGUF specification
 ROPE_FACTORS = "rope_freqs.weight"
+# Architectures of GGUF files with experts -> family; Mixtral calls itself llama there.
+MIXTURES = {"llama": "mixtral", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 INTERLEAVED = frozenset({"llama"})  # families whose q and k rows convert_hf_to_gguf.py permutes
 GEMMA_27B_LAYERS = 62  # the one Gemma 3 whose scores are divided by sqrt(width / heads), as llama.cpp tells it too
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -30,43 +33,62 @@ def spec_from_gguf(
 ) -> ModelSpec:
     """The numbers of a model. UserError names the key that is missing, out of range or not supported."""
     fields = Fields(metadata, source)
-    family = fields.text("general.architecture")
+    architecture = fields.text("general.architecture")
+    family = MIXTURES.get(architecture, architecture) if metadata.get(f"{architecture}.expert_count") else architecture
     if family not in FAMILIES:
         raise UserError(
-            f"{source} is a {family!r} model; supported architectures: {', '.join(sorted(FAMILIES.names()))}."
+            f"{source} is a {architecture!r} model; supported architectures: "
+            f"{', '.join(sorted({*FAMILIES.names(), *MIXTURES} - set(MIXTURES.values())))}."
         )
-    if metadata.get(f"{family}.expert_count"):
-        raise UserError(f"{source} is a mixture of experts, which the {family} family here does not compute.")
-    width = fields.integer(f"{family}.embedding_length", LIMITS["width"])
-    heads = fields.integer(f"{family}.attention.head_count", LIMITS["heads"])
-    layers = fields.integer(f"{family}.block_count", LIMITS["layers"])
-    context = fields.integer(f"{family}.context_length", LIMITS["context"])
+    width = fields.integer(f"{architecture}.embedding_length", LIMITS["width"])
+    heads = fields.integer(f"{architecture}.attention.head_count", LIMITS["heads"])
+    layers = fields.integer(f"{architecture}.block_count", LIMITS["layers"])
+    context = fields.integer(f"{architecture}.context_length", LIMITS["context"])
     if "token_embd.weight" not in tensors:
         raise UserError(f"{source} lacks tensor token_embd.weight, the embedding. The file is incomplete.")
     vocabulary = tensors["token_embd.weight"].rows
-    head_dim = fields.integer(f"{family}.attention.key_length", LIMITS["width"], max(1, width // heads))
-    if fields.integer(f"{family}.attention.value_length", LIMITS["width"], head_dim) != head_dim:
+    head_dim = fields.integer(f"{architecture}.attention.key_length", LIMITS["width"], max(1, width // heads))
+    if fields.integer(f"{architecture}.attention.value_length", LIMITS["width"], head_dim) != head_dim:
         raise UserError(f"{source}: key and value heads differ in length, which {family} here does not compute.")
-    if any(metadata.get(f"{family}.{kind}_logit_softcapping") for kind in ("attn", "final")):
+    if any(metadata.get(f"{architecture}.{kind}_logit_softcapping") for kind in ("attn", "final")):
         raise UserError(f"{source} caps its logits, which the {family} family here does not compute.")
     bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocabulary)
     ends = [token for key in END_KEYS for token in fields.token_ids(f"tokenizer.ggml.{key}", vocabulary)]
     is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
     spec = ModelSpec(
         family=family, name=name, layers=layers, width=width, heads=heads,
-        kv_heads=fields.integer(f"{family}.attention.head_count_kv", LIMITS["heads"], heads), head_dim=head_dim,
-        ffn=fields.integer(f"{family}.feed_forward_length", LIMITS["ffn"]), vocabulary=vocabulary, context=context,
-        norm_eps=fields.number(f"{family}.attention.layer_norm_rms_epsilon", 0.0, 1.0),
-        rope=_rope(fields, family, head_dim, context, tensors.get(ROPE_FACTORS)), tied="output.weight" not in tensors,
-        activation="gelu_tanh" if family == "gemma3" else "silu", windows=_windows(fields, family, layers),
-        local_rope=_local_rope(fields, family, head_dim, context),
+        kv_heads=fields.integer(f"{architecture}.attention.head_count_kv", LIMITS["heads"], heads), head_dim=head_dim,
+        ffn=fields.integer(f"{architecture}.feed_forward_length", LIMITS["ffn"]), vocabulary=vocabulary,
+        context=context, tied="output.weight" not in tensors,
+        norm_eps=fields.number(f"{architecture}.attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        rope=_rope(fields, architecture, head_dim, context, tensors.get(ROPE_FACTORS)),
+        activation="gelu_tanh" if family == "gemma3" else "silu", windows=_windows(fields, architecture, layers),
+        local_rope=_local_rope(fields, architecture, head_dim, context),
         query_pre_scale=width / heads if family == "gemma3" and layers == GEMMA_27B_LAYERS else 0.0,
-        bos=bos[0] if bos else None, eos=tuple(dict.fromkeys(ends)), **TRAITS.get(family, {}),
+        bos=bos[0] if bos else None, eos=tuple(dict.fromkeys(ends)),
+        experts=_experts(fields, architecture, family), **TRAITS.get(family, {}),
         # llama.cpp starts texts with bos for SentencePiece vocabularies that do not say otherwise
         add_bos=fields.flag("tokenizer.ggml.add_bos_token", is_sentencepiece),
     )  # fmt: skip
     check_spec(spec, source)
     return spec
+
+
+def _experts(fields: Fields, architecture: str, family: str) -> Experts | None:
+    count = fields.integer(f"{architecture}.expert_count", LIMITS["experts"], 0, least=0)
+    if not count:
+        return None
+    if architecture not in MIXTURES:
+        raise UserError(f"{fields.source} is a mixture of experts, which the {family} family here does not compute.")
+    chosen = fields.integer(f"{architecture}.expert_used_count", count)
+    renormalise = fields.flag(f"{architecture}.expert_weights_norm", family != "qwen2_moe")  # as llama.cpp has it
+    scale = fields.number(f"{architecture}.expert_weights_scale", 0.0, 1e6, 1.0) or 1.0  # 0: writers' "not set"
+    ffn = fields.integer(f"{architecture}.feed_forward_length", LIMITS["ffn"])
+    ffn = fields.integer(f"{architecture}.expert_feed_forward_length", LIMITS["ffn"], ffn)
+    shared = 0
+    if family == "qwen2_moe":
+        shared = fields.integer(f"{architecture}.expert_shared_feed_forward_length", LIMITS["ffn"])
+    return Experts(Routing(count, chosen, renormalise=renormalise, scale=scale), ffn, shared)
 
 
 def _rope(fields: Fields, family: str, head_dim: int, context: int, factors: StoredWeight | None) -> Rope:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ridgeline.kit.errors import InvariantError
 from ridgeline.ops.op import Value
 from ridgeline.ops.program import Recorder
 
-from .spec import ModelSpec
+from .spec import Experts, ModelSpec
 from .weights import LayerWeights
 
 
@@ -24,5 +25,21 @@ def self_attention(r: Recorder, x: Value, layer: LayerWeights, spec: ModelSpec, 
 
 def gated_mlp(r: Recorder, x: Value, layer: LayerWeights, spec: ModelSpec) -> Value:
     """[tokens, width] -> same: down(activation(gate(x)) * up(x))."""
+    if layer.gate is None or layer.up is None or layer.down is None:
+        raise InvariantError(f"{spec.name}: a layer of {spec.family} has no MLP")
     gate_up = r.linear(x, (layer.gate, layer.up), "gate_up")
     return r.linear(r.activation(gate_up, spec.activation), (layer.down,), "down")
+
+
+def mixture(r: Recorder, x: Value, layer: LayerWeights, spec: ModelSpec, experts: Experts) -> Value:
+    """[tokens, width] -> same: the weighted sum of the chosen experts' gated MLPs, and the shared expert's (K8)."""
+    if layer.router is None or layer.expert_gate is None or layer.expert_up is None or layer.expert_down is None:
+        raise InvariantError(f"{spec.name}: a layer of {spec.family} has no experts")
+    routed = r.route(r.linear(x, (layer.router,), "router"), experts.routing)
+    shared: tuple[Value, ...] = ()
+    if layer.gate is not None:
+        shared = (gated_mlp(r, x, layer, spec),)
+        if layer.shared_gate is not None:
+            shared += (r.linear(x, (layer.shared_gate,), "shared_gate"),)
+    stacks = (layer.expert_gate, layer.expert_up, layer.expert_down)
+    return r.experts(x, routed, stacks, experts.routing, spec.activation, shared)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ridgeline.ops.protocols import Floats
+from ridgeline.ops.route import Routing
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,19 @@ TRAITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qwen2": {"qkv_bias": True},
         "qwen3": {"qk_norm": True},
         "gemma3": {"qk_norm": True, "post_norms": True},
+        "qwen2_moe": {"qkv_bias": True},
+        "qwen3_moe": {"qk_norm": True},
     }
 )
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts of every layer. ffn: hidden width of one; shared_ffn: of the shared one, 0 for none."""
+
+    routing: Routing
+    ffn: int
+    shared_ffn: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class ModelSpec:
     post_norms: bool = False
     local_rope: Rope | None = None
     query_pre_scale: float = 0.0
+    experts: Experts | None = None  # None: every layer has one MLP of width ffn
 
     @property
     def query_scale(self) -> float:

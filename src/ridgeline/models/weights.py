@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from ridgeline.formats.weight import StoredWeight
 from ridgeline.kit.errors import UserError
 
-from .spec import ModelSpec
+from .spec import Experts, ModelSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerWeights:
-    """Matrices are [outputs, inputs]; norms and biases are [1, n]."""
+    """Matrices are [outputs, inputs]; norms and biases are [1, n]. What a family lacks is None."""
 
     attend_norm: StoredWeight
     q: StoredWeight
@@ -26,9 +26,9 @@ class LayerWeights:
     v: StoredWeight
     o: StoredWeight
     mlp_norm: StoredWeight
-    gate: StoredWeight
-    up: StoredWeight
-    down: StoredWeight
+    gate: StoredWeight | None = None  # of the MLP; with experts: of the shared one
+    up: StoredWeight | None = None
+    down: StoredWeight | None = None
     q_bias: StoredWeight | None = None
     k_bias: StoredWeight | None = None
     v_bias: StoredWeight | None = None
@@ -36,6 +36,11 @@ class LayerWeights:
     k_norm: StoredWeight | None = None
     post_attend_norm: StoredWeight | None = None
     post_mlp_norm: StoredWeight | None = None
+    router: StoredWeight | None = None  # [experts, width]
+    expert_gate: StoredWeight | None = None  # stacks: [experts * ffn, width], and down [experts * width, ffn]
+    expert_up: StoredWeight | None = None
+    expert_down: StoredWeight | None = None
+    shared_gate: StoredWeight | None = None  # [1, width]: how much of the shared expert
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +81,12 @@ GGUF_NAMES = {
     "down": "ffn_down.weight", "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
     "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight",
     "post_attend_norm": "post_attention_norm.weight", "post_mlp_norm": "post_ffw_norm.weight",
+    "router": "ffn_gate_inp.weight", "expert_gate": "ffn_gate_exps.weight", "expert_up": "ffn_up_exps.weight",
+    "expert_down": "ffn_down_exps.weight", "shared_gate": "ffn_gate_inp_shexp.weight",
     "layer": "blk.{}.",
+}  # fmt: skip
+GGUF_SHARED = {
+    "gate": "ffn_gate_shexp.weight", "up": "ffn_up_shexp.weight", "down": "ffn_down_shexp.weight",
 }  # fmt: skip
 HF_NAMES = {
     "embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight",
@@ -85,7 +95,13 @@ HF_NAMES = {
     "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
     "q_bias": "self_attn.q_proj.bias", "k_bias": "self_attn.k_proj.bias", "v_bias": "self_attn.v_proj.bias",
     "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
+    "router": "mlp.gate.weight", "expert_gate": "mlp.experts.gate", "expert_up": "mlp.experts.up",
+    "expert_down": "mlp.experts.down", "shared_gate": "mlp.shared_expert_gate.weight",  # stacks: models/stacks.py
     "layer": "model.layers.{}.",
+}  # fmt: skip
+HF_SHARED = {
+    "gate": "mlp.shared_expert.gate_proj.weight", "up": "mlp.shared_expert.up_proj.weight",
+    "down": "mlp.shared_expert.down_proj.weight",
 }  # fmt: skip
 HF_POST_NORMS = {  # with norms on both sides, "post_attention_layernorm" is what it says
     "post_attend_norm": "post_attention_layernorm.weight", "mlp_norm": "pre_feedforward_layernorm.weight",
@@ -104,6 +120,8 @@ def layer_shapes(spec: ModelSpec) -> dict[str, Shape]:
         "o": (spec.width, q), "mlp_norm": (1, spec.width), "gate": (spec.ffn, spec.width), "up": (spec.ffn, spec.width),
         "down": (spec.width, spec.ffn),
     }  # fmt: skip
+    if spec.experts is not None:
+        shapes = _expert_shapes(spec, spec.experts, shapes)
     if spec.qkv_bias:
         shapes |= {"q_bias": (1, q), "k_bias": (1, kv), "v_bias": (1, kv)}
     if spec.qk_norm:
@@ -113,8 +131,31 @@ def layer_shapes(spec: ModelSpec) -> dict[str, Shape]:
     return shapes
 
 
+def _expert_shapes(spec: ModelSpec, experts: Experts, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """With a router and stacks in place of the MLP, which stays only as the shared expert."""
+    count, ffn, shared = experts.routing.experts, experts.ffn, experts.shared_ffn
+    shapes = {role: shape for role, shape in shapes.items() if role not in ("gate", "up", "down")}
+    shapes |= {
+        "router": (count, spec.width), "expert_gate": (count * ffn, spec.width), "expert_up": (count * ffn, spec.width),
+        "expert_down": (count * spec.width, ffn),
+    }  # fmt: skip
+    if shared:
+        shapes |= {
+            "gate": (shared, spec.width), "up": (shared, spec.width), "down": (spec.width, shared),
+            "shared_gate": (1, spec.width),
+        }  # fmt: skip
+    return shapes
+
+
+def gguf_names(spec: ModelSpec) -> Mapping[str, str]:
+    """What GGUF files call each role."""
+    return GGUF_NAMES | GGUF_SHARED if spec.experts is not None else GGUF_NAMES
+
+
 def hf_names(spec: ModelSpec) -> Mapping[str, str]:
     """What Hugging Face files call each role."""
+    if spec.experts is not None:
+        return HF_NAMES | HF_SHARED
     return HF_NAMES | HF_POST_NORMS if spec.post_norms else HF_NAMES
 
 

@@ -13,6 +13,7 @@ class BatchShape:
     """tokens: rows of the flattened batch. logit_rows: rows projected to the vocabulary. sequences: entries.
     pairs: query-key pairs of causal attention. kv_tokens: kept tokens read at least once (Σ context at the end).
     windowed: the same two for layers that read only the last `window` keys: {window: (pairs, kv_tokens)}.
+    experts: distinct experts whose weights a layer reads, as counted in a step that ran; None: expected from `tokens`.
     """
 
     tokens: Number
@@ -21,6 +22,7 @@ class BatchShape:
     pairs: Number
     kv_tokens: Number
     windowed: Mapping[int, tuple[Number, Number]] = field(default_factory=dict)
+    experts: Number | None = None
 
     @classmethod
     def of(cls, entries: Iterable[tuple[int, int]], logit_rows: int, windows: Iterable[int] = ()) -> BatchShape:

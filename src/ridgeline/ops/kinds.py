@@ -3,15 +3,23 @@
 from .activation import ACTIVATION
 from .add import ADD
 from .attend import ATTEND
+from .combine import COMBINE
+from .dispatch import DISPATCH
 from .embed import EMBED
+from .experts import EXPERTS
 from .gather import GATHER
 from .head_norm import HEAD_NORM
 from .linear import HEAD, LINEAR
 from .norm import NORM
 from .op import Op
 from .rope import ROPE
+from .route import ROUTE
 from .sample import SAMPLE
 
 KINDS: dict[str, Op] = {
-    op.kind: op for op in (EMBED, NORM, LINEAR, HEAD_NORM, ROPE, ATTEND, ACTIVATION, ADD, GATHER, HEAD, SAMPLE)
-}
+    op.kind: op
+    for op in (
+        EMBED, NORM, LINEAR, HEAD_NORM, ROPE, ATTEND, ACTIVATION, ROUTE, DISPATCH, EXPERTS, COMBINE, ADD, GATHER, HEAD,
+        SAMPLE,
+    )
+}  # fmt: skip

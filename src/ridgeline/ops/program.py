@@ -18,7 +18,10 @@ from .activation import ACTIVATION
 from .add import ADD
 from .attend import ATTEND
 from .batch import BatchShape
+from .combine import COMBINE
+from .dispatch import DISPATCH
 from .embed import EMBED
+from .experts import EXPERTS
 from .gather import GATHER
 from .head_norm import HEAD_NORM
 from .kv import KvGroup, Reach
@@ -27,6 +30,7 @@ from .norm import NORM
 from .op import LOGITS, TOKENS, Line, Op, Value
 from .protocols import KvRetention, KvStorage, Weight
 from .rope import ROPE
+from .route import ROUTE, Routing
 from .sample import SAMPLE
 
 
@@ -134,6 +138,26 @@ class Recorder:
         return self._add(
             ACTIVATION, "activation", (gate_up,), gate_up.rows, gate_up.width // 2, (), {"function": function}
         )
+
+    def route(self, logits: Value, routing: Routing, bias: Weight | None = None) -> Value:
+        """Router logits [tokens, experts] -> ids, weights and places of the chosen: [tokens, 3 chosen]."""
+        weights = () if bias is None else (bias,)
+        return self._add(ROUTE, "route", (logits,), logits.rows, 3 * routing.chosen, weights, {"routing": routing})
+
+    def experts(
+        self, x: Value, routed: Value, stacks: tuple[Weight, Weight, Weight], routing: Routing, function: str,
+        shared: tuple[Value, ...] = (),
+    ) -> Value:  # fmt: skip
+        """dispatch, experts, combine: Σ weight * down(function(gate x) * up x) over the chosen experts of each token.
+
+        stacks: gate, up [experts * hidden, width], down [experts * width, hidden]. shared: the shared expert's output,
+        and its gate's logit.
+        """
+        attributes = {"routing": routing, "parts": 3, "function": function}
+        width = routing.chosen * x.width
+        sent = self._add(DISPATCH, "dispatch", (x, routed), x.rows, width, (), {"routing": routing})
+        done = self._add(EXPERTS, "experts", (sent, routed), x.rows, width, stacks, attributes)
+        return self._add(COMBINE, "combine", (done, routed, *shared), x.rows, x.width, (), {"routing": routing})
 
     def add(self, x: Value, y: Value, name: str) -> Value:
         """Residual sum."""

@@ -35,11 +35,17 @@ class Arena:
     offsets: Mapping[int, int]
     quantised: Mapping[int, int]
     nbytes: int
+    work: Mapping[int, int]  # of lines that need room while they run, by the id of their output
 
 
 def quantised_row_bytes(width: int) -> int:
     """Two int8 planes, each with an f32 scale and an int32 sum per group of 32 (kernels/cpp/quantise.h)."""
     return _align(2 * (width + width // GROUP * 8))
+
+
+def experts_work_bytes(rows: int, hidden: int) -> int:
+    """Hidden values of `rows` rows sent to experts: both halves, their product, its quantised copy (experts.cpp)."""
+    return _align(rows * 2 * hidden * 4) + _align(rows * hidden * 4) + rows * quantised_row_bytes(hidden)
 
 
 def fused_adds(program: Program, bodies: tuple[str, ...]) -> dict[int, int]:
@@ -78,6 +84,10 @@ def plan_arena(program: Program, bodies: tuple[str, ...], limits: StepLimits, qu
     buffers: dict[tuple[str, int], list[int]] = {}  # (kind, root) -> [size, first line, last line]
     for line in program:
         value = line.output
+        if line.op.kind == "experts" and bodies[line.index] == "cpp":
+            routing = line.attributes["routing"]
+            nbytes = experts_work_bytes(limits.tokens * routing.chosen, line.weights[0].rows // routing.experts)
+            buffers["work", value.id] = [nbytes, line.index, line.index]
         if value.id in skipped:
             continue
         first = next((a for a, b in fused.items() if b == line.index), line.index)
@@ -92,7 +102,8 @@ def plan_arena(program: Program, bodies: tuple[str, ...], limits: StepLimits, qu
     offsets = {v.id: placed["f32", root(v.id)] for v in program.values if v.id not in skipped}
     quant_offsets = {v: placed["quant", root(v)] for v in quantised if v not in skipped}
     nbytes = max((placed[key] + span[0] for key, span in buffers.items()), default=0)
-    return Arena(offsets, quant_offsets, nbytes)
+    work = {key[1]: offset for key, offset in placed.items() if key[0] == "work"}
+    return Arena(offsets, quant_offsets, nbytes, work)
 
 
 def _first_fit(buffers: Mapping[tuple[str, int], list[int]]) -> dict[tuple[str, int], int]:

@@ -48,6 +48,7 @@ class NativeBatch:
         self._logprob = np.zeros(rows, np.float32)
         self._top_logprobs = np.zeros((rows, MAX_LOGPROBS), np.float32)
         self._sampling = np.zeros(rows, SAMPLING)
+        self.line_experts = _ints(len(line_ns))
         self._range = np.arange(limits.context, dtype=np.int32)
         batch = native.RlBatch()
         batch.table_stride = self._table_stride
@@ -56,7 +57,7 @@ class NativeBatch:
             ("first_token", self._first), ("block_table", self._table), ("logit_token", self._logit_token),
             ("sampling", self._sampling), ("sampled", self._sampled), ("logprob", self._logprob),
             ("rank", self._rank), ("top_ids", self._top_ids), ("top_logprobs", self._top_logprobs),
-            ("line_ns", line_ns),
+            ("line_ns", line_ns), ("line_experts", self.line_experts),
         ):  # fmt: skip
             setattr(batch, field, array.ctypes.data)
         self.struct = batch

@@ -16,7 +16,23 @@ from ridgeline.ops.program import Program
 
 BODIES = ("cpp", "torch")
 NATIVE_KINDS = frozenset(
-    ("embed", "norm", "head_norm", "linear", "rope", "attend", "activation", "add", "gather", "head", "sample")
+    (
+        "embed",
+        "norm",
+        "head_norm",
+        "linear",
+        "rope",
+        "attend",
+        "activation",
+        "add",
+        "gather",
+        "head",
+        "sample",
+        "route",
+        "dispatch",
+        "experts",
+        "combine",
+    )
 )
 
 

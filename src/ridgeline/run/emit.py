@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, QUANTISED_FORMATS, pack
+from ridgeline.kernels.packing import NATIVE_FORMATS, QUANTISED_FORMATS, pack, pack_stack
 from ridgeline.ops.op import LOGITS, Line, Value
 from ridgeline.ops.program import Program
 from ridgeline.ops.protocols import Weight
@@ -26,6 +26,10 @@ OPCODES = {
     "rope": native.RL_ROPE,
     "attend": native.RL_ATTEND,
     "activation": native.RL_ACTIVATION,
+    "route": native.RL_ROUTE,
+    "dispatch": native.RL_DISPATCH,
+    "experts": native.RL_EXPERTS,
+    "combine": native.RL_COMBINE,
     "add": native.RL_ADD,
     "gather": native.RL_GATHER,
     "sample": native.RL_SAMPLE,
@@ -39,7 +43,7 @@ def quantised_values(program: Program, bodies: tuple[str, ...]) -> frozenset[int
         line.inputs[0].id
         for line, body in zip(program, bodies, strict=True)
         if body == "cpp"
-        and line.op.kind in ("linear", "head")
+        and line.op.kind in ("linear", "head", "experts")
         and any(w.format.name in QUANTISED_FORMATS for w in line.weights[: line.attributes["parts"]])
     )
 
@@ -55,6 +59,14 @@ class PackedWeights:
         if id(weight) not in self._packed:
             self._sources.append(weight)
             self._packed[id(weight)] = pack(weight.data, weight.format.name, weight.rows, weight.columns)
+        return self._packed[id(weight)]
+
+    def stack(self, weight: Weight, count: int) -> Any:
+        """`count` matrices below one another, packed one by one."""
+        if id(weight) not in self._packed:
+            self._sources.append(weight)
+            shape = (weight.rows, weight.columns)
+            self._packed[id(weight)] = pack_stack(weight.data, weight.format.name, *shape, count)
         return self._packed[id(weight)]
 
     def vector(self, weight: Weight) -> Any:
@@ -92,7 +104,8 @@ class Emitter:
             op=OPCODES[line.op.kind], line=line.index, per_logit_row=int(out.rows == LOGITS), parts=1,
             width_in=line.inputs[0].width if line.inputs else 0, width_out=out.width,
             **{"in": self._offset(line.inputs[0]) if line.inputs else -1},
-            in2=-1, out=-1, in_quant=-1, out_quant=-1, layer=line.attributes.get("pool_layer", 0), scale=1.0,
+            in2=-1, out=-1, in_quant=-1, out_quant=-1, in3=-1, in4=-1, work=-1,
+            layer=line.attributes.get("pool_layer", 0), scale=1.0,
         )  # fmt: skip
         if line.index in self._fused:
             add = self._program.lines[self._fused[line.index]]
@@ -115,6 +128,9 @@ class Emitter:
 
     def _norm(self, instruction: Any, line: Line) -> None:
         instruction.eps = line.attributes["eps"]
+        self._vectors(instruction, line)
+
+    def _vectors(self, instruction: Any, line: Line) -> None:
         for slot, weight in zip(instruction.weight, line.weights, strict=False):
             gain = self.weights.vector(weight)
             slot.data, slot.bytes, slot.format = gain.ctypes.data, gain.nbytes, native.RL_F32
@@ -153,6 +169,42 @@ class Emitter:
 
     def _activation(self, instruction: Any, line: Line) -> None:
         instruction.activation = ACTIVATIONS[line.attributes["function"]]
+
+    def _route(self, instruction: Any, line: Line) -> None:
+        routing = self._routing(instruction, line)
+        instruction.scale, instruction.groups, instruction.groups_kept = (
+            routing.scale, routing.groups, routing.groups_kept,
+        )  # fmt: skip
+        sigmoid = native.RL_ROUTE_SIGMOID if routing.score == "sigmoid" else 0
+        instruction.flags = sigmoid | (native.RL_ROUTE_RENORMALISE if routing.renormalise else 0)
+        self._vectors(instruction, line)
+
+    def _dispatch(self, instruction: Any, line: Line) -> None:
+        self._routing(instruction, line)
+        instruction.in2 = self._offset(line.inputs[1])
+
+    def _experts(self, instruction: Any, line: Line) -> None:
+        experts = self._routing(instruction, line).experts
+        instruction.in2, instruction.parts = self._offset(line.inputs[1]), 3
+        instruction.activation = ACTIVATIONS[line.attributes["function"]]
+        instruction.in_quant = self._arena.quantised.get(line.inputs[0].id, -1)
+        instruction.work = self._arena.work[line.output.id]
+        for slot, stack in zip(instruction.weight, line.weights, strict=True):
+            packed = self.weights.stack(stack, experts)
+            slot.data, slot.bytes = packed.data.ctypes.data, packed.nbytes
+            slot.format, slot.rows, slot.columns = (
+                NATIVE_FORMATS[stack.format.name], stack.rows // experts, stack.columns,
+            )  # fmt: skip
+
+    def _combine(self, instruction: Any, line: Line) -> None:
+        self._routing(instruction, line)
+        instruction.in2 = self._offset(line.inputs[1])
+        instruction.in3, instruction.in4 = [*(self._offset(value) for value in line.inputs[2:]), -1, -1][:2]
+
+    def _routing(self, instruction: Any, line: Line) -> Any:
+        routing = line.attributes["routing"]
+        instruction.experts, instruction.chosen = routing.experts, routing.chosen
+        return routing
 
     def _add(self, instruction: Any, line: Line) -> None:
         instruction.in2 = self._offset(line.inputs[1])

@@ -64,6 +64,8 @@ class Runner:
             span = [line.index for line in lines]
             tape = self._emitter.tape(span[0], span[-1] + 1) if body == "cpp" else None
             self._segments.append((span[0], span[-1] + 1, tape))
+        routes = [line.index for line in program if line.op.kind == "route"]
+        self._routes = [] if any(bodies[index] == "torch" for index in routes) else routes
         self._is_mixed = "torch" in bodies
         self._batch = NativeBatch(limits, self._line_ns, len(pools))
         self._head = next((line.output for line in program if line.op.kind == "head"), None)
@@ -100,7 +102,9 @@ class Runner:
         if step is not None and self.bound.bodies[-1] == "torch":
             answers = iter(step.results)
             rows = tuple(tuple(_answered(next(answers)) for _ in entry.rows) for entry in plan.entries)
-        return StepResult(rows, started, self._clock.now(), self._line_ns.copy(), self.native_calls - calls)
+        experts = float(batch.line_experts[self._routes].mean()) if self._routes else None
+        calls = self.native_calls - calls
+        return StepResult(rows, started, self._clock.now(), self._line_ns.copy(), calls, experts=experts)
 
     def collect(self, ticket: object) -> StepResult:
         if not isinstance(ticket, StepResult):

@@ -107,3 +107,4 @@ class StepResult:
     native_calls: int = 0
     others: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     transfer_ns: int = 0
+    experts: float | None = None  # distinct experts that ran in a layer, on average; None: not counted

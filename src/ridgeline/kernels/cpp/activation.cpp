@@ -1,17 +1,7 @@
-// activation: function(gate) * up. Both functions are x * sigmoid(c(x)): silu has c = x, tanh-gelu
-// c = 2 sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh u) / 2 = sigmoid(2u) (no cancellation near 0).
-#include "quantise.h"
+// activation: function(gate) * up.
+#include "gated.h"
 
 namespace ridgeline::RL_ISA {
-namespace {
-
-RL_INLINE F gated(F gate, F up, int function) {
-  F c = gate;
-  if (function == RL_GELU_TANH) c = splat(1.5957691216057308f) * gate * fma(gate * gate, splat(0.044715f), splat(1.0f));
-  return gate / (splat(1.0f) + exp(splat(0.0f) - c)) * up;
-}
-
-}  // namespace
 
 void activation(Worker& worker, const Step& step, const RlInstr& in) {
   const int64_t width = in.width_out;
@@ -19,14 +9,8 @@ void activation(Worker& worker, const Step& step, const RlInstr& in) {
   share(row_count(step, in), worker, begin, end);
   for (int64_t row = begin; row < end; row++) {
     const float* gate = floats(step, in.in) + row * 2 * width;
-    const float* up = gate + width;
     float* out = floats(step, in.out) + row * width;
-    int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) store(out + i, gated(load(gate + i), load(up + i), in.activation));
-    if (i < width) {
-      int n = static_cast<int>(width - i);
-      store_part(out + i, gated(load_part(gate + i, n), load_part(up + i, n), in.activation), n);
-    }
+    gate_row(gate, gate + width, out, width, in.activation);
     finish_row(step, in, row, out);
   }
 }

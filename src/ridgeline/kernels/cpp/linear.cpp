@@ -11,6 +11,7 @@
 // Measured numbers: docs/findings (command: ridgeline doctor, bench/).
 // size: one operator; every instruction set's inner loops stand beside each other to be compared
 #include "dots.h"
+#include "linear.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
@@ -508,6 +509,14 @@ void linear(Worker& worker, const Step& step, const RlInstr& in) {
   int64_t begin, end;
   share(job.rows, worker, begin, end);
   for (int64_t row = begin; row < end; row++) finish_row(step, in, row, floats(step, in.out) + row * in.width_out);
+}
+
+// For experts.cpp: tiles x rows of one matrix, read and written where `in` says, with the bits of `linear`. Panels of the
+// quantised input begin at rows.begin.
+void linear_block(const Step& step, const RlInstr& in, const RlWeight& weight, int64_t column, Range tiles, Range rows) {
+  const Linear job{step, in, {}, 0, 0, 0};
+  const Part part{&weight, tile_bytes(weight.format, weight.columns), tiles.end, column};
+  run(job, part, tiles.begin, tiles.end, {rows.begin, rows.end});
 }
 
 }  // namespace ridgeline::RL_ISA

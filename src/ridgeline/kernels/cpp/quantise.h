@@ -35,6 +35,12 @@ RL_INLINE QuantRow quant_row(const Step& step, int64_t offset, int64_t width, in
   return {panel_at(step, offset, width, first), rows - first < PANEL ? rows - first : PANEL, row - first};
 }
 
+// Likewise, where panels begin anew at row `begin` and end with row `end` (the rows of one expert).
+RL_INLINE QuantRow segment_row(const Step& step, int64_t offset, int64_t width, int64_t row, int64_t begin, int64_t end) {
+  const int64_t first = begin + (row - begin) / PANEL * PANEL;
+  return {panel_at(step, offset, width, first), end - first < PANEL ? end - first : PANEL, row - first};
+}
+
 // Columns [begin, end) of a row, both multiples of 32.
 RL_INLINE void quantise(const float* x, int64_t begin, int64_t end, QuantRow to) {
   constexpr int N = RL_GROUP / LANES;

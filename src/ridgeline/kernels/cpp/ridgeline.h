@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 3
+#define RL_ABI_VERSION 4
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -12,6 +12,7 @@
 #define RL_BLOCK_TOKENS 16    // tokens in a KV page
 #define RL_TILE_ROWS 16       // weight rows interleaved in one packed tile
 #define RL_GROUP 32           // elements that share a scale (weights and quantised activations)
+#define RL_MAX_EXPERTS 1024  // of one layer
 #define RL_SPLIT_TOKENS 256   // attention splits at absolute multiples of this many keys; merged in order
 
 #ifdef __cplusplus
@@ -35,12 +36,17 @@ enum RlOp {
   RL_GATHER = 8,      // out[r] = in[logit_token[r]]
   RL_SAMPLE = 9,      // choose or score a token per logit row of `in`
   RL_HEAD_NORM = 10,  // norm of each q head (gain weight[0]) and k head (weight[1], f32 vectors) of a qkv row; v as it is
+  RL_ROUTE = 11,      // out[t] = ids, weights and places of the `chosen` experts of token t (routing.h); in = router logits
+  RL_DISPATCH = 12,   // out = rows of `in` at their places: [tokens * chosen][width_in]; in2 = routing
+  RL_EXPERTS = 13,    // out = gated MLP of each expert over its rows of `in`; in2 = routing; weight = gate, up, down
+  RL_COMBINE = 14,    // out[t] = sum of weight * in[place] (+ in3, times sigmoid(in4) when there); in2 = routing
   RL_OP_END
 };
 enum RlActivation { RL_SILU = 0, RL_GELU_TANH = 1 };
-enum RlFlag { RL_ROPE_INTERLEAVED = 1 };
+enum RlFlag { RL_ROPE_INTERLEAVED = 1, RL_ROUTE_SIGMOID = 2, RL_ROUTE_RENORMALISE = 4 };
 
-// Packed weight (see pack.cpp for the tile layouts). rows and columns are the logical ones.
+// Packed weight (see pack.cpp for the tile layouts). rows and columns are the logical ones. Of RL_EXPERTS: `experts`
+// packed matrices of rows x columns one after another; bytes is their sum.
 typedef struct {
   const void* data;
   const float* bias;  // [rows] or NULL
@@ -62,6 +68,10 @@ typedef struct {
   int32_t rotary_dim, window;   // window 0: all keys; w > 0: the last w keys and the first `sinks`
   int32_t group, sinks;         // group: which pool, block table and slots; sinks need the rope tables too (attend.cpp)
   float eps, scale;             // scale: embedding multiplier / softmax scale
+  int64_t in3, in4;             // RL_COMBINE: shared expert's output, its gate's logit
+  int64_t work;                 // RL_EXPERTS: [tokens * chosen] rows of 3 * hidden f32 (two buffers), and a quantised buffer
+  int32_t experts, chosen;      // of RL_ROUTE to RL_COMBINE; a routing row has 3 * chosen floats
+  int32_t groups, groups_kept;  // RL_ROUTE: experts in equal groups, of which some can be chosen from; 1: all
   const float* rope_cos;        // [positions][rotary_dim/2]
   const float* rope_sin;
   RlWeight weight[3];
@@ -114,6 +124,7 @@ typedef struct {
   int32_t* top_ids;             // [logit_rows][20]
   float* top_logprobs;          // [logit_rows][20]
   int64_t* line_ns;             // [lines] written (not accumulated), may be NULL
+  int32_t* line_experts;        // [lines] distinct experts chosen, written by RL_ROUTE, may be NULL
 } RlBatch;
 
 typedef struct RlTeam RlTeam;

@@ -75,6 +75,42 @@ Fault check_linear(const RlInstr& in) {
   return width == in.width_out ? Fault(0) : BAD_WIDTH;
 }
 
+bool routes(const RlInstr& in) {
+  return in.experts >= 1 && in.experts <= RL_MAX_EXPERTS && in.chosen >= 1 && in.chosen <= in.experts;
+}
+
+Fault check_route(const RlInstr& in) {
+  if (!routes(in) || in.width_in != in.experts || in.width_out != 3 * in.chosen || in.per_logit_row) return BAD_WIDTH;
+  if (in.groups < 1 || in.experts % in.groups || in.groups_kept < 1 || in.groups_kept > in.groups) return BAD_OPERATION;
+  if (in.groups_kept * (in.experts / in.groups) < in.chosen) return BAD_OPERATION;
+  return in.weight[0].data && in.weight[0].columns != in.experts ? BAD_WEIGHT : Fault(0);
+}
+
+Fault check_experts(const RlInstr& in) {
+  if (in.width_in % in.chosen || in.width_out != in.width_in) return BAD_WIDTH;
+  if (in.in2 < 0 || in.work < 0 || in.work % 64) return BAD_BUFFER;
+  if (in.activation != RL_SILU && in.activation != RL_GELU_TANH) return BAD_OPERATION;
+  const int32_t width = in.width_in / in.chosen, hidden = in.weight[0].rows;
+  for (int p = 0; p < 3; p++) {
+    RlWeight one = in.weight[p];
+    if (one.bytes % in.experts) return BAD_WEIGHT;
+    one.bytes /= in.experts;
+    if (Fault fault = check_weight(one, p < 2 ? width : hidden)) return fault;
+    if (one.rows != (p < 2 ? hidden : width)) return BAD_WEIGHT;
+    if (p < 2 && integer(one) && in.in_quant < 0) return BAD_BUFFER;
+  }
+  return Fault(0);
+}
+
+// dispatch and combine
+Fault check_moved(const RlInstr& in) {
+  if (in.in2 < 0 || in.per_logit_row) return BAD_BUFFER;
+  const bool is_dispatch = in.op == RL_DISPATCH;
+  const int64_t narrow = is_dispatch ? in.width_in : in.width_out, wide = is_dispatch ? in.width_out : in.width_in;
+  if (wide != narrow * in.chosen) return BAD_WIDTH;
+  return is_dispatch && in.out_quant >= 0 && narrow % RL_GROUP ? BAD_WIDTH : Fault(0);
+}
+
 Fault check_batch_for(const RlInstr& in, const RlBatch& batch) {
   const int64_t rows = in.width_in;
   if (in.op == RL_EMBED)
@@ -177,6 +213,10 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pools, int po
     case RL_ACTIVATION:
       if (in.activation != RL_SILU && in.activation != RL_GELU_TANH) return BAD_OPERATION;
       return in.width_in == 2 * in.width_out ? Fault(0) : BAD_WIDTH;
+    case RL_ROUTE: return check_route(in);
+    case RL_EXPERTS: return routes(in) ? check_experts(in) : BAD_OPERATION;
+    case RL_DISPATCH:
+    case RL_COMBINE: return routes(in) ? check_moved(in) : BAD_OPERATION;
     case RL_ADD: return in.in2 >= 0 ? Fault(0) : BAD_BUFFER;
     case RL_GATHER: return batch.logit_token && in.per_logit_row ? check_batch_for(in, batch) : BAD_BATCH;
     default:
