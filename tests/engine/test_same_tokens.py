@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ridgeline.kernels import native
 from ridgeline.state.request import Request, Sampling
 
-from .tiny import GEMMA3, LLAMA, QWEN2, QWEN3, TinyEngine, write_config
+from .tiny import GEMMA3, LLAMA, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, TinyEngine, write_config
 
 FORMATS = ("f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
 # Crosses the edges of tiles (16), row blocks (6, 12), groups (32), attention steps (64) and splits (256).
@@ -58,9 +58,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("weights", ["f32", "q4_1"])
-@pytest.mark.parametrize("config", [QWEN3, GEMMA3], ids=["qwen3", "gemma3"])
+@pytest.mark.parametrize("config", [QWEN3, GEMMA3, MIXTRAL, QWEN2_MOE], ids=["qwen3", "gemma3", "mixtral", "qwen2_moe"])
 def test_families_give_the_same_ids_in_any_batch(tmp_path, config: dict, weights: str) -> None:
-    """Norms of heads, windows and two ropes: alone, and with others in chunks under preemption."""
+    """Norms of heads, windows, two ropes, experts: alone, and with others in chunks under preemption."""
     case = Case(write_config(tmp_path, config), weights)
     picks = [(130, 0), (5, 1), (257, 2), (64, 0), (17, 2)]
     requests = [request(i, length, SAMPLINGS[kind]) for i, (length, kind) in enumerate(picks)]

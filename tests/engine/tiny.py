@@ -29,6 +29,15 @@ GEMMA3 = LLAMA | {  # a window of 40 keys in two layers of three, each kind of l
     "sliding_window_pattern": 3, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "vocab_size": 352,
 }  # fmt: skip
 
+MIXTRAL = LLAMA | {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2,
+    "vocab_size": 352, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN2_MOE = LLAMA | {
+    "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "num_experts": 5, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96, "vocab_size": 352, "tie_word_embeddings": False,
+}  # fmt: skip
+
 
 def write_config(directory: Path, config: dict[str, Any]) -> str:
     """A config.json; returns the model name `random:<path>`."""

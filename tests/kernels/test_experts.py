@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, pack_stack
+from ridgeline.kernels.packing import NATIVE_FORMATS, QUANTISED_FORMATS, pack_stack
 from ridgeline.ops.route import CASES, Routing
 from ridgeline.run.arena import experts_work_bytes
 
-from .steps import Arena, Batch, instruction, quantised, random_weight, run, unpacked
+from .steps import Arena, Batch, fitting, instruction, quantised, random_weight, run, unpacked
 
 FORMATS = tuple(NATIVE_FORMATS)
-INTEGER = ("q8_0", "q4_1")
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +48,8 @@ class Stacks:
     """gate, up, down of `experts` experts in one format."""
 
     def __init__(self, name: str, experts: int, width: int, hidden: int) -> None:
-        self.name, self.experts, self.width, self.hidden = name, experts, width, hidden
+        self.name, self.experts = name, experts
+        self.width, self.hidden = width, hidden = fitting(name, width), fitting(name, hidden)
         shapes = ((experts * hidden, width), (experts * hidden, width), (experts * width, hidden))
         data = [random_weight(name, *shape, seed) for seed, shape in enumerate(shapes)]
         self.packed = [pack_stack(d, name, *shape, experts) for d, shape in zip(data, shapes, strict=True)]
@@ -66,7 +66,7 @@ def mixture(team, x: np.ndarray, logits: np.ndarray, routing: Routing, stacks: S
     routed, sent = arena.room(tokens * 3 * chosen * 4), arena.room(tokens * chosen * width * 4)
     done, out = arena.room(tokens * chosen * width * 4), arena.room(tokens * width * 4)
     work = arena.room(experts_work_bytes(tokens * chosen, stacks.hidden))
-    quant = arena.quantised_room(tokens, chosen * width) if stacks.name in INTEGER else -1
+    quant = arena.quantised_room(tokens, chosen * width) if stacks.name in QUANTISED_FORMATS else -1
     shape = {"experts": routing.experts, "chosen": chosen, "in2": routed}
     wide = {"width_in": chosen * width, "width_out": chosen * width}
     ops = [
@@ -90,13 +90,13 @@ def mixture(team, x: np.ndarray, logits: np.ndarray, routing: Routing, stacks: S
 
 def dense(x: np.ndarray, routed: np.ndarray, chosen: int, stacks: Stacks) -> np.ndarray:
     """Every expert on every token, masked by the routing weights; float64."""
-    seen = quantised(x)[0] if stacks.name in INTEGER else x.astype(np.float64)
+    seen = quantised(x)[0] if stacks.name in QUANTISED_FORMATS else x.astype(np.float64)
     out = np.zeros(x.shape)
     for expert in range(stacks.experts):
         gate, up, down = (values[expert].astype(np.float64) for values in stacks.values)
         g = seen @ gate.T
         h = g / (1 + np.exp(-g)) * (seen @ up.T)
-        if stacks.name in INTEGER:
+        if stacks.name in QUANTISED_FORMATS:
             h = quantised(h.astype(np.float32))[0]
         weight = np.where(routed[:, :chosen] == expert, routed[:, chosen : 2 * chosen], 0).sum(1)
         out += weight[:, None] * (h @ down.T)
@@ -158,16 +158,16 @@ def test_numbers_that_are_none_still_choose_distinct_experts(isa, teams) -> None
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("shape", [(4, 2, 64, 96), (8, 8, 96, 32), (5, 1, 32, 160)], ids=str)
-@pytest.mark.parametrize("tokens", [1, 9, 40])
+@pytest.mark.parametrize("shape", [(4, 2, 64, 96), (8, 8, 64, 32), (5, 1, 32, 160)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 9, 30])
 def test_a_mixture_equals_the_dense_masked_loop(isa, teams, name, shape, tokens) -> None:
     experts, chosen, width, hidden = shape
     stacks, routing = Stacks(name, experts, width, hidden), Routing(experts, chosen)
-    x, logits = normal(tokens, width), normal(tokens, experts)
+    x, logits = normal(tokens, stacks.width), normal(tokens, experts)
     out = mixture(teams(2), x, logits, routing, stacks)
     exact = dense(x, route(teams(1), logits, routing)[0], chosen, stacks)
     # the integer oracle rounds h from its own sums: where they differ in the last bit, so may one 15-bit level
-    assert np.abs(out - exact).max() <= (2e-3 if name in INTEGER else 1e-5) * np.abs(exact).max()
+    assert np.abs(out - exact).max() <= (2e-3 if name in QUANTISED_FORMATS else 1e-5) * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("name", ["f32", "bf16"])
@@ -192,11 +192,11 @@ def test_empty_experts_and_one_expert_for_everybody(isa, teams) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("chosen", [1, 3, 6])
 def test_a_token_has_the_same_bits_in_every_batch_and_on_every_team(isa, teams, name, chosen) -> None:
-    most, stacks, routing = 40, Stacks(name, 6, 64, 96), Routing(6, chosen)
-    x, logits = normal(most, 64), normal(most, 6)
+    most, stacks, routing = 25, Stacks(name, 6, 64, 32), Routing(6, chosen)
+    x, logits = normal(most, stacks.width), normal(most, 6)
     logits[:, 2] += 1.5  # a busy expert: more rows than a panel, and than one block
     alone = np.concatenate([mixture(teams(1), x[i : i + 1], logits[i : i + 1], routing, stacks) for i in range(most)])
-    for count in (2, 3, 5, 6, 7, 12, 13, 17, 24, 33, 40):
+    for count in (2, 3, 6, 7, 12, 13, 24, 25):
         threads = 1 + count % 3
         out = mixture(teams(threads), x[:count], logits[:count], routing, stacks)
         np.testing.assert_array_equal(out.view(np.uint32), alone[:count].view(np.uint32), str((count, threads)))
@@ -210,7 +210,7 @@ def test_a_token_has_the_same_bits_in_every_batch_and_on_every_team(isa, teams, 
 def test_any_slice_of_a_batch_has_the_bits_of_the_batch(teams, experts, data, groups, hidden, start, count, name):
     chosen = data.draw(st.integers(1, experts))
     stacks, routing = Stacks(name, experts, 32 * groups, 32 * hidden), Routing(experts, chosen)
-    x, logits = normal(450, 32 * groups), normal(450, experts)  # some experts get more than a chunk of 192 rows
+    x, logits = normal(450, stacks.width), normal(450, experts)  # some experts get more than a chunk of 192 rows
     whole = mixture(teams(2), x, logits, routing, stacks)
     part = slice(start, start + count)
     np.testing.assert_array_equal(mixture(teams(3), x[part], logits[part], routing, stacks), whole[part])

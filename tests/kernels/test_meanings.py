@@ -225,7 +225,7 @@ def test_route(isa, teams, case) -> None:
 @pytest.mark.parametrize("tokens", [1, 30])
 def test_dispatch_experts_combine(isa, teams, name, tokens) -> None:
     stacks, routing = Stacks(name, 6, 64, 96), Routing(6, 3)
-    x, logits = normal(tokens, 64), normal(tokens, 6)
+    x, logits = normal(tokens, stacks.width), normal(tokens, 6)
     out = mixture(teams(2), x, logits, routing, stacks)
     routed, _ = route(teams(1), logits, routing)
     sent = meaning("dispatch", FakeStep(), (x, routed), routing=routing).numpy()

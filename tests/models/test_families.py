@@ -60,6 +60,9 @@ class Kept:
     def append(self, k, v):
         self.k, self.v = k, v
 
+    def base(self, sequence):
+        return 0
+
     def read(self, sequence):
         return self.k, self.v
 
@@ -69,11 +72,11 @@ def logits(program, ids):
     import torch
 
     count = len(ids)
-    kept: dict[int, Kept] = {}
+    kept: dict[tuple[int, int], Kept] = {}
     step = SimpleNamespace(
         token_ids=torch.tensor(ids), positions=torch.arange(count), bounds=((0, count),),
-        logit_tokens=torch.arange(count),
-        tensor=lambda weight: torch.from_numpy(weight.unpack()), kv=lambda group, layer: kept.setdefault(layer, Kept()),
+        logit_tokens=torch.arange(count), trees=(None,), tensor=lambda weight: torch.from_numpy(weight.unpack()),
+        kv=lambda group, layer: kept.setdefault((group, layer), Kept()),
     )  # fmt: skip
     values = {}
     for line in program.lines[:-1]:

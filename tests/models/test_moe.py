@@ -96,7 +96,9 @@ def test_logits_and_greedy_ids_equal_transformers(tmp_path, config):
     oracle = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         expected = oracle(torch.tensor([IDS])).logits[0].numpy()
-        ids = oracle.generate(torch.tensor([IDS]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+        seen = torch.ones(1, len(IDS), dtype=torch.long)  # else it takes token 0 for padding
+        options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        ids = oracle.generate(torch.tensor([IDS]), attention_mask=seen, **options)
     found = logits(record(load(directory), STORAGES.get("f32")), IDS)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
     engine = TinyEngine(directory, kv_bytes=1 << 20, kv="f32", context=48)

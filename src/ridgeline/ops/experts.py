@@ -10,6 +10,7 @@ from typing import Any
 from ridgeline.kit.cost import Cost, Number
 
 from .batch import BatchShape
+from .linear import ERRORS as LINEAR_ERRORS
 from .op import Line, Op
 from .step import StepView
 
@@ -53,6 +54,5 @@ def cost(batch: BatchShape, line: Line) -> Cost:
     )
 
 
-# As linear, twice in a row; integer formats also round between the two.
-ERRORS = {"": 4e-5, "q8_0": 1e-3, "q4_1": 1e-3}
-EXPERTS = Op("experts", meaning, cost, error=ERRORS)
+# Two linears in a row.
+EXPERTS = Op("experts", meaning, cost, error={name: 2 * error for name, error in LINEAR_ERRORS.items()})
