@@ -1,5 +1,7 @@
 """route, dispatch, experts, combine: equal to a dense loop over all experts, and the same bits in every batch (K8)."""
 
+# size: steps of four operators, and one hypothesis test over all their sizes
+
 from __future__ import annotations
 
 import numpy as np

@@ -3,6 +3,8 @@
 Keeps alive what the instructions point to: packed weights, bias and gain vectors, rope tables.
 """
 
+# size: one method an operator kind
+
 from __future__ import annotations
 
 from typing import Any
