@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ridgeline.kit.errors import InvariantError
-from ridgeline.memory.retention.retention import RETENTIONS
 from ridgeline.memory.storage.bf16 import narrow, widen
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 
@@ -80,9 +79,3 @@ def test_wrong_shapes_are_refused() -> None:
             STORAGES.get(name).pack_keys(np.zeros((3, 8), np.float32))
     with pytest.raises(InvariantError, match="pairs"):
         STORAGES.get("bf16").page_bytes(5)
-
-
-def test_all_keeps_all() -> None:
-    retention = RETENTIONS.get("all")
-    assert retention.prefix_stable
-    assert np.array_equal(retention.kept(np.arange(5)), np.arange(5))

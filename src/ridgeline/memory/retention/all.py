@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from ridgeline.kit.cost import Number
 from ridgeline.ops.kv import Reach
 
-from .retention import Retention
+from .retention import RetentionPart
 
 
 class AllRetention:
     name = "all"
+    takes_number = False
     prefix_stable = True
+    needs: frozenset[str] = frozenset()
+    gives: frozenset[str] = frozenset()
 
-    def reach(self, window: int) -> Reach:
-        return Reach(window)
-
-    def kept(self, tokens: Number) -> Number:
-        return tokens
+    def limit(self, reach: Reach, tokens: int) -> Reach:
+        return reach
 
 
-RETENTION: Retention = AllRetention()
+RETENTION: RetentionPart = AllRetention()
