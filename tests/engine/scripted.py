@@ -21,6 +21,7 @@ from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan, StepResult
 from ridgeline.state.request import Request
+from ridgeline.state.transfer import CopyBlock
 
 BLOCK_TOKENS = 16
 VOCABULARY = 97
@@ -47,9 +48,12 @@ class Broken(Exception):
 
 
 class ScriptedRunner:
-    """Strict: starts where the sequence's computed tokens end, tables long enough, no block shared, limits kept."""
+    """Strict: starts where the sequence's computed tokens end, tables long enough, no block shared, limits kept.
 
-    def __init__(self, blocks: int, options: ScheduleOptions, clock: VirtualClock) -> None:
+    is_alone: no sequence begins with what another has computed."""
+
+    def __init__(self, blocks: int, options: ScheduleOptions, clock: VirtualClock, *, is_alone: bool = True) -> None:
+        self.is_alone = is_alone
         self.states = np.zeros((blocks, BLOCK_TOKENS), np.int64)
         self.options, self.clock = options, clock
         self.computed: dict[int, int] = {}
@@ -57,6 +61,10 @@ class ScriptedRunner:
         self.keep_plans = False
 
     def submit(self, plan: StepPlan) -> StepResult:
+        for move in plan.transfers:
+            if not isinstance(move, CopyBlock):
+                raise Broken(f"unexpected {move}")
+            self.states[move.target] = self.states[move.source]
         self.check(plan)
         started = self.clock.now()
         self.clock.advance(0.001)
@@ -99,15 +107,20 @@ class ScriptedRunner:
         if len(entries) > self.options.sequences:
             raise Broken(f"{len(entries)} sequences at a time")
         seen: set[int] = set()
+        written: set[int] = set()
         for entry in entries:
             self.check_entry(entry)
-            blocks = set(entry.blocks[0].tolist())
-            if len(blocks) != len(entry.blocks[0]) or blocks & seen:
+            blocks = entry.blocks[0].tolist()
+            own = set(blocks[entry.start // BLOCK_TOKENS : -(-(entry.start + len(entry.tokens)) // BLOCK_TOKENS)])
+            if len(set(blocks)) != len(blocks) or (self.is_alone and set(blocks) & seen) or written & set(blocks):
                 raise Broken("a block is shared")
-            seen |= blocks
+            if own & seen:
+                raise Broken("a block that others read is written")
+            seen |= set(blocks)
+            written |= own
 
     def check_entry(self, entry: Entry) -> None:
-        computed = self.computed.get(entry.sequence, 0)
+        computed = self.computed.get(entry.sequence, 0 if self.is_alone else entry.start)
         if entry.start != computed and (self.options.cache or entry.start):
             raise Broken(f"sequence {entry.sequence} starts at {entry.start}; {computed} are computed")
         if not entry.tokens or entry.start + len(entry.tokens) > CONTEXT:
@@ -125,12 +138,17 @@ class ScriptedRunner:
 
 
 def scripted_engine(
-    blocks: int = 64, *, contiguous: bool = False, observer: Any = None, policy: Policy | str = "fcfs", **options: Any
+    blocks: int = 64, *, contiguous: bool = False, observer: Any = None, policy: Policy | str = "fcfs",
+    prefix: bool = False, **options: Any,
 ) -> Engine:  # fmt: skip
     """An Engine on the scripted model; `options` are ScheduleOptions."""
     clock = VirtualClock()
     chosen = ScheduleOptions(**options)
-    memory = BlockMemory(BlockPool(blocks), context=CONTEXT, contiguous=contiguous)
+    is_alone = not prefix or contiguous or not chosen.cache
+    memory = BlockMemory(
+        BlockPool(blocks), context=CONTEXT, contiguous=contiguous, alone="off" if is_alone else "",
+        waits=chosen.batching == "continuous",
+    )  # fmt: skip
     observer = observer or Unobserved()
     policy = make_policy(policy) if isinstance(policy, str) else policy
     scheduler = Scheduler(memory, policy, chosen, context=CONTEXT, on_finish=observer.on_finish)
@@ -138,7 +156,7 @@ def scripted_engine(
         model="scripted", name="scripted", family="scripted", is_random=True, vocabulary=VOCABULARY, context=CONTEXT,
         context_model=CONTEXT, kv_blocks=blocks,
     )  # fmt: skip
-    runner = ScriptedRunner(blocks, chosen, clock)
+    runner = ScriptedRunner(blocks, chosen, clock, is_alone=is_alone)
     return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None)
 
 

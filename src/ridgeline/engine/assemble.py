@@ -78,8 +78,8 @@ def describe_companion(config: EngineConfig, model: str, left: int) -> Described
     return describe_program(own, left)
 
 
-def assemble(described: Described, clock: Clock, team: native.Team | None = None) -> Assembled:
-    """Read the weights, make the pools. team: threads to share with another program's runner."""
+def assemble(described: Described, clock: Clock, name: str, team: native.Team | None = None) -> Assembled:
+    """Read the weights, make the pools. name: of the program. team: threads to share with another one's runner."""
     config, promised = described.config, described.bill
     loaded = load(config.model, weights=config.weights)
     storage = STORAGES.get(config.storage)
@@ -92,13 +92,17 @@ def assemble(described: Described, clock: Clock, team: native.Team | None = None
     threads = config.threads or usable_cores()
     limits = step_limits(config, promised.context)
     runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team)
-    return Assembled(config, loaded, program, bound, promised, runner, make_memory(config, promised))
+    return Assembled(config, loaded, program, bound, promised, runner, make_memory(config, promised, name))
 
 
-def make_memory(config: EngineConfig, promised: MemoryBill) -> SequenceMemory:
+def make_memory(config: EngineConfig, promised: MemoryBill, program: str = "model") -> SequenceMemory:
     """Who holds which block; the same for a real and a rehearsed engine."""
-    pool = BlockPool(promised.kv_blocks)
-    return BlockMemory(pool, context=promised.context, contiguous=not config.paging)
+    most = config.step_tokens if config.chunk is None else min(config.step_tokens, config.chunk)
+    return BlockMemory(
+        BlockPool(promised.kv_blocks), context=promised.context, contiguous=not config.paging, step_tokens=most,
+        alone="" if config.prefix and config.paging and config.cache else "off",
+        waits=config.batching == "continuous" and program == "model", program=program,
+    )  # fmt: skip
 
 
 def check_companion(model: Described, companion: Described) -> None:

@@ -70,7 +70,7 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
         native.set_isa(config.isa)
     threads = config.threads or usable_cores()
     team = native.Team(threads) if config.body == "cpp" else None
-    made = {name: assemble(one, clock, team) for name, one in described.items()}
+    made = {name: assemble(one, clock, name, team) for name, one in described.items()}
     main = made["model"]
     decoder = _decoder(config, {name: one.program for name, one in made.items()}, lambda: load_or_measure(threads))
     facts = _facts(config, described["model"], resident=main.runner.resident_weight_bytes, threads=threads)
@@ -97,7 +97,7 @@ def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock, *, acc
     config.check()
     described = _describe(config, memory_left())
     facts = _facts(config, described["model"])
-    memories = {name: make_memory(one.config, one.bill) for name, one in described.items()}
+    memories = {name: make_memory(one.config, one.bill, name) for name, one in described.items()}
     programs = {name: one.program for name, one in described.items()}
     decoder = _decoder(config, programs, lambda: machine)
     observer = Unobserved()

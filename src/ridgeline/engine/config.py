@@ -43,6 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "fcfs"
     )
 
+    prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
     spec: Annotated[str | None, "guess tokens ahead: PROPOSER:option=value, as ngram:k=4; None: do not"] = None
 
     def check(self) -> None:

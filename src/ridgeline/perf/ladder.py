@@ -34,7 +34,7 @@ class Rung(msgspec.Struct, frozen=True):
     options: dict[str, Any]
 
 
-BASE = {"weights": "bf16", "cache": True, "paging": False, "batching": "static", "max_sequences": 1}
+BASE = {"weights": "bf16", "prefix": False, "cache": True, "paging": False, "batching": "static", "max_sequences": 1}
 RUNGS = (
     Rung("naive", "no cache: all tokens anew for each one", BASE | {"cache": False}),
     Rung("KV cache", "one request at a time", BASE),

@@ -49,7 +49,6 @@ class Runner:
             raise InvariantError(f"native bodies cannot run on {device}")
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
         self.native_calls = 0
-        self.transfer_ns = 0  # spent in the last step on moving kept state before its entries ran
         self._mover = Mover(pools)
         self._clock, self._device = clock, device
         program, bodies = bound.program, bound.bodies
@@ -89,7 +88,9 @@ class Runner:
         started = self._clock.now()
         calls = self.native_calls
         batch = self._batch
-        self.transfer_ns = self._mover.run(plan.transfers) if plan.transfers else 0
+        transfer_ns = self._mover.run(plan.transfers) if plan.transfers else 0
+        if not plan.entries:
+            return StepResult((), started, self._clock.now(), transfer_ns=transfer_ns)
         batch.fill(plan)
         step = TorchStep(plan, self.pools, self._tensors, self._device) if self._is_mixed else None
         for start, stop, tape in self._segments:
@@ -103,8 +104,10 @@ class Runner:
             answers = iter(step.results)
             rows = tuple(tuple(_answered(next(answers)) for _ in entry.rows) for entry in plan.entries)
         experts = float(batch.line_experts[self._routes].mean()) if self._routes else None
-        calls = self.native_calls - calls
-        return StepResult(rows, started, self._clock.now(), self._line_ns.copy(), calls, experts=experts)
+        ended, calls = self._clock.now(), self.native_calls - calls
+        return StepResult(
+            rows, started, ended, self._line_ns.copy(), calls, transfer_ns=transfer_ns, experts=experts
+        )  # fmt: skip
 
     def collect(self, ticket: object) -> StepResult:
         if not isinstance(ticket, StepResult):

@@ -1,0 +1,140 @@
+"""Promise 1 where memory is shared, moved or dropped: the ids are those of the request alone in an empty engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ridgeline.kernels import native
+from ridgeline.state.request import Request, Sampling
+
+from .tiny import GEMMA3, LLAMA, TinyEngine, write_config
+
+OUTPUT = 6
+TEXT = tuple((7919 * i + 31 * i * i) % 300 + 3 for i in range(300))
+
+
+def prompt_of(begin: int, length: int, salt: int) -> tuple[int, ...]:
+    """`begin` tokens that all share, then `length` of its own."""
+    return TEXT[:begin] + tuple((104729 * (i + 1) * (salt + 3)) % 300 + 3 for i in range(length))
+
+
+class Case:
+    """A tiny model, and the answers of every prompt alone without any sharing."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.model, self.options = model, options
+        self.known: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        self.single = TinyEngine(model, **({"max_sequences": 1, "prefix": False} | options))
+
+    def expected(self, request: Request) -> tuple[int, ...]:
+        key = (request.prompt, request.choice, request.sampling.temperature, request.max_tokens)
+        if key not in self.known:
+            self.known[key] = self.single.run([request])[request.id]
+        return self.known[key]
+
+    def check(self, requests: list[Request], arrivals: list[int] | None = None, **options: Any) -> TinyEngine:
+        engine = TinyEngine(self.model, **(self.options | options))
+        got = engine.run(requests, arrivals or [])
+        engine.engine.close()
+        for request in requests:
+            assert got[request.id] == self.expected(request), request.id
+        return engine
+
+
+@pytest.fixture(
+    scope="module", params=[(isa, weights) for isa in native.instruction_sets() for weights in ("f32", "q4_1")]
+)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    isa, weights = request.param
+    before = native.isa()
+    native.set_isa(isa)
+    request.addfinalizer(lambda: native.set_isa(before))
+    config = LLAMA | {"tie_word_embeddings": False}
+    return Case(write_config(tmp_path_factory.mktemp("model"), config), weights=weights)
+
+
+def report(engine: TinyEngine) -> dict[str, Any]:
+    return engine.engine.scheduler.memory.report()
+
+
+def request(name: str, prompt: tuple[int, ...], **fields: Any) -> Request:
+    return Request(name, prompt, OUTPUT, ignore_stop=True, **fields)
+
+
+schedules = st.fixed_dictionaries(
+    {
+        "picks": st.lists(
+            st.tuples(
+                st.sampled_from((0, 5, 16, 31, 64, 100, 130)), st.sampled_from((1, 2, 15, 17, 40)), st.integers(0, 1),
+                st.sampled_from((0.0, 0.9)), st.integers(0, 12),
+            ), min_size=1, max_size=10,
+        ),
+        "step_tokens": st.sampled_from((8, 17, 61, 512)),
+        "chunk": st.sampled_from((None, 5, 16, 64)),
+        "max_sequences": st.sampled_from((1, 3, 8)),
+        "blocks": st.sampled_from((13, 20, 200)),  # 13 hold the longest: blocks are evicted, sequences preempted
+    }
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schedule=schedules)
+def test_shared_beginnings_change_no_token(case: Case, schedule: dict[str, Any]) -> None:
+    per_block = case.single.engine.facts.kv_bytes_per_token * 16
+    requests = [
+        request(f"r{i}", prompt_of(begin, own, salt), sampling=Sampling(temperature=heat, seed=7))
+        for i, (begin, own, salt, heat, _) in enumerate(schedule["picks"])
+    ]
+    case.check(
+        requests, [arrival for *_, arrival in schedule["picks"]], context=192,
+        step_tokens=max(schedule["step_tokens"], schedule["max_sequences"]), chunk=schedule["chunk"],
+        max_sequences=schedule["max_sequences"], kv_bytes=per_block * schedule["blocks"],
+    )  # fmt: skip
+
+
+def test_a_whole_prompt_again_computes_one_token(case: Case) -> None:
+    requests = [request(f"r{i}", TEXT[:100]) for i in range(3)]
+    engine = case.check(requests, [0, 20, 40])
+    assert report(engine)["tokens shared"] == 2 * 99
+
+
+def test_choices_share_their_prompt_and_part(case: Case) -> None:
+    requests = [request(f"r{i}", TEXT[:75], choice=i, sampling=Sampling(temperature=1.2, seed=3)) for i in range(5)]
+    engine = case.check(requests)
+    assert report(engine)["tokens shared"] == 4 * 74 and report(engine)["copied"] == 4
+    assert len({case.expected(one) for one in requests}) > 1
+
+
+def test_a_wave_shares_while_it_is_computed(case: Case) -> None:
+    requests = [request(f"r{i}", prompt_of(130, 9, i)) for i in range(6)]
+    engine = case.check(requests, step_tokens=64, chunk=48)
+    assert report(engine)["tokens shared"] >= 5 * 128 and report(engine)["deferred"] > 0
+
+
+def test_tenants_share_nothing(case: Case) -> None:
+    requests = [request(f"r{i}", TEXT[:64], tenant=str(i % 2)) for i in range(4)]
+    engine = case.check(requests, [0, 10, 20, 30])
+    assert report(engine)["misses"] == {"first seen": 1, "salt differs": 1}
+
+
+def test_scores_of_the_prompt_are_not_skipped(case: Case) -> None:
+    asked = Request("scored", TEXT[:60], 2, prompt_logprobs=0, ignore_stop=True)
+    alone = case.single.events(asked)
+    engine = TinyEngine(case.model, **case.options)
+    engine.run([request("before", TEXT[:70])])
+    events = engine.events(asked)
+    engine.engine.close()
+    assert [e.prompt_scored for e in events] == [e.prompt_scored for e in alone]
+    assert len(events[0].prompt_scored) == 59
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_gemma_shares_or_drops_what_is_behind_its_windows(tmp_path: Any, prefix: bool) -> None:
+    case = Case(write_config(tmp_path, GEMMA3), weights="q8_0")
+    requests = [request(f"r{i}", prompt_of(100, 20 + i, i)) for i in range(4)]
+    engine = case.check(requests, [0, 0, 9, 30], prefix=prefix, chunk=24)
+    assert (report(engine)["tokens shared"] > 0) == prefix
