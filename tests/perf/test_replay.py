@@ -108,7 +108,7 @@ def test_a_rehearsal_makes_every_token_and_takes_the_estimated_time():
 
 def test_a_rehearsal_waits_for_arrivals():
     clock = VirtualClock()
-    jobs = [Job((5, 6), 2, 0.0), Job((5, 6), 2, 1000.0)]
+    jobs = [Job((5, 6), 2, 0.0), Job((7, 8), 2, 1000.0)]  # nothing in common
     result = rehearse_replay(rehearse(config(), round_machine(1e9, 1e11), clock), clock, jobs)
     first, second = result.requests
     assert second.ttft_s == pytest.approx(first.ttft_s)  # alone, both
