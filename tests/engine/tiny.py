@@ -28,6 +28,12 @@ GEMMA3 = LLAMA | {  # a window of 40 keys in two layers of three, each kind of l
     "num_attention_heads": 4, "num_key_value_heads": 1, "query_pre_attn_scalar": 24, "sliding_window": 40,
     "sliding_window_pattern": 3, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "vocab_size": 352,
 }  # fmt: skip
+MAMBA2 = {  # two groups, heads that are not a whole vector everywhere, columns that every format takes
+    "architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "hidden_size": 96, "num_hidden_layers": 2,
+    "num_heads": 8, "head_dim": 24, "state_size": 20, "n_groups": 2, "expand": 2, "conv_kernel": 4, "vocab_size": 352,
+    "layer_norm_epsilon": 1e-5, "tie_word_embeddings": False, "use_bias": False, "use_conv_bias": True,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 MIXTRAL = LLAMA | {
     "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2,

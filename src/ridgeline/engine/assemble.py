@@ -12,6 +12,9 @@ from ridgeline.kit.errors import UserError
 from ridgeline.memory.block_memory import BlockMemory
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.pool import BlockPool
+from ridgeline.memory.recurrent_memory import RecurrentMemory
+from ridgeline.memory.recurrent_pool import RecurrentPool
+from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.load import LoadedModel, describe, load, record
 from ridgeline.ops.program import Program
@@ -22,6 +25,7 @@ from ridgeline.state.ports import SequenceMemory
 
 from .bill import MemoryBill, kv_block_bytes, make_bill, reference_bound, step_limits
 from .config import EngineConfig
+from .needs import check_follows, check_needs
 
 COMPANION_SHARE = 0.2  # of what is free, at most, for the KV of a program that follows the model
 
@@ -57,6 +61,7 @@ def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool =
     """From descriptors. left: bytes to plan for. is_only_counted: lines that cannot run here are no error."""
     model = describe(config.model, weights=config.weights)
     program = record(model, STORAGES.get(config.storage))
+    check_needs(config, program)
     try:
         bound = bind(program, body=config.body)
     except UserError:
@@ -70,6 +75,7 @@ def describe_companion(config: EngineConfig, model: str, left: int) -> Described
     """A second program that follows the model's sequences: its own weights and KV, the same limits of a step."""
     described = describe(model, weights=config.weights)
     own = msgspec.structs.replace(config, model=model, spec=None)
+    check_follows(record(described, STORAGES.get(config.storage)))
     per_block = kv_block_bytes(own, described.spec)
     context = min(config.context or described.spec.context, described.spec.context)
     tokens = config.max_sequences * context
@@ -89,14 +95,19 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
         KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=promised.kv_blocks)
         for g in program.kv_groups
     )
+    kept, states = program.state, None
+    if kept is not None:
+        states = RecurrentPool(RECURRENT, kept.shape, layers=len(kept.layers), slots=promised.state_slots)
     threads = config.threads or usable_cores()
     limits = step_limits(config, promised.context)
-    runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team)
+    runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states)
     return Assembled(config, loaded, program, bound, promised, runner, make_memory(config, promised, name))
 
 
 def make_memory(config: EngineConfig, promised: MemoryBill, program: str = "model") -> SequenceMemory:
-    """Who holds which block; the same for a real and a rehearsed engine."""
+    """Who holds which block or slot; the same for a real and a rehearsed engine."""
+    if promised.state_slots:
+        return RecurrentMemory(promised.state_slots)
     most = config.step_tokens if config.chunk is None else min(config.step_tokens, config.chunk)
     return BlockMemory(
         BlockPool(promised.kv_blocks), context=promised.context, contiguous=not config.paging, step_tokens=most,

@@ -12,6 +12,7 @@ from pathlib import Path
 from ridgeline.kit.errors import CapacityError, UserError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.spans import blocks_for
+from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program
@@ -61,6 +62,8 @@ class MemoryBill:
     kv_bytes_per_token: int
     context: int
     cures: tuple[Cure, ...] = ()
+    state_slots: int = 0
+    state_bytes: int = 0  # of one slot: the recurrent state of a sequence of any length
 
     @property
     def total_bytes(self) -> int:
@@ -76,9 +79,14 @@ class MemoryBill:
 
     def __str__(self) -> str:
         tokens = self.kv_blocks * BLOCK_TOKENS
+        kept = f"  KV           {_gib(self.kv_bytes):>12}   {tokens} tokens of {self.kv_bytes_per_token / 1024:.1f} KiB"
+        if self.state_slots:
+            kept = (
+                f"  state        {_gib(self.kv_bytes):>12}   {self.state_slots} sequences of {_gib(self.state_bytes)}"
+            )
         lines = [
             f"  weights      {_gib(self.weight_bytes):>12}",
-            f"  KV           {_gib(self.kv_bytes):>12}   {tokens} tokens of {self.kv_bytes_per_token / 1024:.1f} KiB",
+            kept,
             f"  activations  {_gib(self.activation_bytes):>12}   for the largest step",
             f"  reserve      {_gib(self.reserve_bytes):>12}",
             f"  together     {_gib(self.total_bytes):>12}",
@@ -106,6 +114,8 @@ def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: in
             f"Ask for at most {spec.context}."
         )
     wanted = config.context or spec.context
+    if bound.program.state is not None:
+        return _state_bill(config, spec, bound, available)
     least = config.context or min(spec.context, LEAST_CONTEXT)
     block_bytes = kv_block_bytes(config, spec)
     weights = resident_weight_bytes(bound)
@@ -129,6 +139,33 @@ def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: in
         kv_bytes_per_token=block_bytes // BLOCK_TOKENS,
         context=min(wanted, blocks * BLOCK_TOKENS),
     )
+    return bill if bill.fits else replace(bill, cures=_cures(config, bound, bill))
+
+
+def _state_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: int) -> MemoryBill:
+    """Of a program that keeps recurrent state alone: slots for as many sequences as run, whatever their length."""
+    kept = bound.program.state
+    if kept is None or bound.program.kv_groups:
+        raise UserError(f"{spec.name} keeps both keys and values and recurrent state, which is not run here yet.")
+    slot = len(kept.layers) * RECURRENT.layer_bytes(kept.shape)
+    context = config.context or spec.context
+    weights, reserve = resident_weight_bytes(bound), int(RESERVE_BYTES + RESERVE_SHARE * available)
+    activations = arena_bytes(bound, step_limits(config, context))
+    slots = config.max_sequences
+    if config.kv_bytes is not None:
+        slots = config.kv_bytes // slot
+        if not slots:
+            raise CapacityError(
+                f"kv_bytes is {config.kv_bytes}; the recurrent state of one sequence of {spec.name} needs {slot}. "
+                "Raise kv_bytes."
+            )
+    else:
+        slots = max(1, min(slots, (available - weights - activations - reserve) // slot))
+    bill = MemoryBill(
+        model=spec.name, weight_bytes=weights, kv_bytes=slots * slot, activation_bytes=activations,
+        reserve_bytes=reserve, available_bytes=available, kv_blocks=0, kv_bytes_per_token=0, context=context,
+        state_slots=slots, state_bytes=slot,
+    )  # fmt: skip
     return bill if bill.fits else replace(bill, cures=_cures(config, bound, bill))
 
 
@@ -203,12 +240,12 @@ def _cures(config: EngineConfig, bound: Bound, bill: MemoryBill) -> tuple[Cure, 
     if config.weights == "f32":
         offer("--weights bf16", weights // 2, price)
     offer("a 4-bit file of this model", weights - FOUR_BIT * elements, price + " more")
-    half = (bill.kv_bytes_per_token // 2) * bill.kv_blocks * BLOCK_TOKENS
-    if config.storage == "f32":
+    half = (bill.kv_bytes_per_token // 2) * bill.kv_blocks * BLOCK_TOKENS + bill.state_bytes * (bill.state_slots // 2)
+    if config.storage == "f32" and bill.kv_blocks:
         offer("--kv bf16", half, "kept keys and values are rounded")
     if config.kv_bytes is not None:
         offer(f"--kv-bytes {config.kv_bytes // 2}", half, "fewer or shorter sequences at a time")
-    elif bill.context > BLOCK_TOKENS:
+    elif bill.context > BLOCK_TOKENS and not bill.state_slots:
         offer(f"--context {bill.context // 2}", half, f"prompt and output together at most {bill.context // 2} tokens")
     smaller = StepLimits(64, 8, 8, bill.context)
     if config.step_tokens > smaller.tokens and config.max_sequences > smaller.sequences:

@@ -15,6 +15,7 @@ from ridgeline.decode.decoder import Autoregressive, Decoder
 from ridgeline.decode.speculative import Speculative, parse
 from ridgeline.kernels import native
 from ridgeline.kit.clock import Clock, VirtualClock, WallClock
+from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program
@@ -148,7 +149,9 @@ def _facts(config: EngineConfig, described: Described, *, resident: int = 0, thr
         vocabulary=spec.vocabulary, context=promised.context, context_model=spec.context, bos=spec.bos, eos=spec.eos,
         add_bos=spec.add_bos, weights=config.weights, body=config.body,
         isa=native.isa() if config.body == "cpp" else None, threads=threads, file_bytes=described.model.file_bytes,
-        resident_weight_bytes=resident, arena_bytes=promised.activation_bytes, kv=config.storage,
+        resident_weight_bytes=resident, arena_bytes=promised.activation_bytes,
+        kv=RECURRENT.name if promised.state_slots else config.storage,
+        state_slots=promised.state_slots, state_bytes=promised.state_bytes,
         kv_bytes=promised.kv_bytes, kv_bytes_per_token=promised.kv_bytes_per_token, kv_blocks=promised.kv_blocks,
         block_tokens=BLOCK_TOKENS, step_tokens=config.step_tokens, max_sequences=config.max_sequences,
         spec=config.spec or "",

@@ -20,7 +20,7 @@ from ridgeline.kit.errors import InvariantError, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
-ABI_VERSION = 4  # RL_ABI_VERSION
+ABI_VERSION = 5  # RL_ABI_VERSION
 LIBRARY = Path(__file__).with_name("libridgeline.so")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 
@@ -28,8 +28,8 @@ RL_F32, RL_BF16, RL_Q8_0, RL_Q4_1, RL_Q4_0, RL_Q5_0, RL_Q4_K, RL_Q6_K = range(8)
 RL_KV_F32, RL_KV_BF16 = range(2)  # RlStorage
 (
     RL_EMBED, RL_NORM, RL_LINEAR, RL_ROPE, RL_ATTEND, RL_ACTIVATION, RL_ADD, RL_GATHER, RL_SAMPLE, RL_HEAD_NORM,
-    RL_ROUTE, RL_DISPATCH, RL_EXPERTS, RL_COMBINE,
-) = range(1, 15)  # fmt: skip  # RlOp
+    RL_ROUTE, RL_DISPATCH, RL_EXPERTS, RL_COMBINE, RL_CONV, RL_SCAN, RL_GATED_NORM,
+) = range(1, 18)  # fmt: skip  # RlOp
 RL_SILU, RL_GELU_TANH = range(2)  # RlActivation
 RL_ROPE_INTERLEAVED, RL_ROUTE_SIGMOID, RL_ROUTE_RENORMALISE = 1, 2, 4  # RlFlag
 RL_MAX_EXPERTS = 1024
@@ -68,6 +68,7 @@ class RlInstr(ctypes.Structure):
         ("in3", c_int64), ("in4", c_int64), ("work", c_int64),
         ("experts", c_int32), ("chosen", c_int32), ("groups", c_int32), ("groups_kept", c_int32),
         ("rope_cos", c_void_p), ("rope_sin", c_void_p), ("weight", RlWeight * 3),
+        ("states", c_int32), ("taps", c_int32),
     )  # fmt: skip
 
 
@@ -95,6 +96,8 @@ class RlBatch(ctypes.Structure):
             "sampling", "history_ids", "history_counts", "bias_ids", "bias_values",
             "sampled", "logprob", "rank", "top_ids", "top_logprobs", "line_ns", "line_experts",
         )),
+        ("state", c_void_p), ("slot_stride", c_int64), ("state_layer_stride", c_int64), ("state_slots", c_int64),
+        ("state_slot", c_void_p),
     )  # fmt: skip
 
 
@@ -260,6 +263,12 @@ def _pool(kv: Any) -> RlPool:
         kv.data.ctypes.data, *strides, kv.page_bytes, kv.storage.native, kv.blocks,
         None if mass is None else mass.ctypes.data,
     )  # fmt: skip
+
+
+def set_states(batch: RlBatch, states: Any) -> None:
+    """Point a batch at a memory.recurrent_pool.RecurrentPool, which must outlive it."""
+    batch.state, batch.state_slots = states.data.ctypes.data, states.slots
+    batch.slot_stride, batch.state_layer_stride = states.slot_bytes, states.layer_bytes
 
 
 def execute(team: Team, tape: Tape, arena: Bytes, scratch: Bytes, pools: Pools | None, batch: RlBatch) -> None:

@@ -32,7 +32,7 @@ class KvPool:
         self.head_stride = 2 * self.page_bytes
         self.layer_stride = kv_heads * self.head_stride
         self.block_stride = layers * self.layer_stride
-        self.data: Bytes = _zeros(blocks * self.block_stride)  # [blocks * block_stride]
+        self.data: Bytes = zeros(blocks * self.block_stride)  # [blocks * block_stride]
 
     @staticmethod
     def bytes_for(storage: Storage, *, layers: int, kv_heads: int, head_dim: int, blocks: int) -> int:
@@ -64,7 +64,7 @@ class KvPool:
         return block * self.block_stride + layer * self.layer_stride + head * self.head_stride
 
 
-def _zeros(nbytes: int) -> Bytes:
+def zeros(nbytes: int) -> Bytes:
     """Private anonymous memory: zero, page-aligned, untouched until written; huge pages where the system has them."""
     try:
         mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

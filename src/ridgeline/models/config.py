@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ridgeline.kit.errors import UserError
 from ridgeline.ops.route import Routing
 
+from . import mamba2_fields
 from .family import FAMILIES
 from .fields import LIMITS, Fields
 from .spec import TRAITS, Experts, ModelSpec, Rope
@@ -17,6 +19,7 @@ from .spec import TRAITS, Experts, ModelSpec, Rope
 ARCHITECTURES = {  # model_type -> family
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3",
     "mixtral": "mixtral", "qwen2_moe": "qwen2_moe", "qwen3_moe": "qwen3_moe",
+    "mamba2": "mamba2",
 }  # fmt: skip
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 MAX_CONFIG_BYTES = 1 << 22
@@ -40,7 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes. It is no configuration.")
-        value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        value = json.loads(path.read_bytes(), parse_constant=_constant)
+        if isinstance(value, dict) and any(_has_infinity(v) for key, v in value.items() if key != "time_step_limit"):
+            raise ValueError("Infinity is not a JSON number")  # Mamba-2's files say so of their clamp, and mean none
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -50,8 +55,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _refuse_constant(name: str) -> None:
+def _constant(name: str) -> float:
+    if name == "Infinity":
+        return math.inf
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _has_infinity(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value == math.inf or any(map(_has_infinity, parts))
 
 
 def spec_from_config(config: Mapping[str, Any], name: str, source: str) -> ModelSpec:
@@ -64,6 +76,8 @@ def spec_from_config(config: Mapping[str, Any], name: str, source: str) -> Model
             f"(families {', '.join(FAMILIES.names())})."
         )
     family = ARCHITECTURES[kind]
+    if family == "mamba2":
+        return mamba2_fields.spec_from_config(fields, name)
     activation = _activation(fields, family)
     _refuse_unsupported(fields, family)
     width = fields.integer("hidden_size", LIMITS["width"])

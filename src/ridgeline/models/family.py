@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ridgeline.kit.registry import Registry
+from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
 from ridgeline.ops.op import Value
 from ridgeline.ops.program import Program, Recorder
 from ridgeline.ops.protocols import KvRetention, KvStorage
@@ -26,6 +27,7 @@ FAMILIES: Registry[Family] = Registry(
         "mixtral": ".mixtral:mixtral",
         "qwen2_moe": ".qwen2_moe:qwen2_moe",
         "qwen3_moe": ".qwen3_moe:qwen3_moe",
+        "mamba2": ".mamba2:mamba2",
     },
 )
 
@@ -34,6 +36,6 @@ def record_program(
     spec: ModelSpec, weights: ModelWeights, storage: KvStorage, retention: KvRetention | None = None
 ) -> Program:
     """The Program of a model whose KV is kept in `storage` as `retention` says; symbolic in the batch."""
-    recorder = Recorder(spec.name, storage, retention)
+    recorder = Recorder(spec.name, storage, retention, RECURRENT)
     FAMILIES.get(spec.family)(recorder, spec, weights)
     return recorder.finish()

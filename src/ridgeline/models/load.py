@@ -25,6 +25,7 @@ from ridgeline.text.tokenizer import Tokenizer, read_config, starts_with_bos
 from .catalogue import shape, shapes, suggest
 from .config import read_json, spec_from_config
 from .family import FAMILIES, record_program
+from .mamba2_fields import flatten_vectors, negative_exponential
 from .metadata import ROPE_FACTORS, spec_from_gguf, tokenizer_from_gguf
 from .pull import TABLE, Progress, find, pull
 from .random_weights import filled
@@ -36,6 +37,7 @@ from .weights import ModelWeights, Shape, assemble, build, gguf_names, hf_names,
 WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
 SMALL = frozenset(("q4_1", "q4_0", "q5_0"))  # their logits are made at q8_0
 ONE_PLUS = frozenset({"gemma3"})  # families whose Hugging Face files hold gains less 1
+SMALL_ROLES = frozenset({"conv", "decay", "skip"})  # a few numbers a channel or head: never in blocks
 RANDOM = "random:"
 RANDOM_NATIVE = "bf16"  # what the published shapes are distributed in
 
@@ -118,7 +120,7 @@ def _from_gguf(path: Path, name: str) -> LoadedModel:
     spec = spec_from_gguf(file.metadata, file.tensors, name, str(path))
     dropped = frozenset({ROPE_FACTORS})  # in the spec's rope
     template = file.metadata.get("tokenizer.chat_template")
-    tensors = _tensors(spec, file.tensors, str(path))
+    tensors = _tensors(spec, file.tensors, gguf_names(spec), str(path))
     return LoadedModel(
         spec, assemble(spec, tensors, gguf_names(spec), str(path), dropped), path, file.file_bytes,
         template if isinstance(template, str) else None, False,
@@ -134,8 +136,10 @@ def _from_directory(directory: Path) -> LoadedModel:
         config |= {key: value for key, value in read_json(generation).items() if key == "eos_token_id"}
     spec = spec_from_config(config, directory.resolve().name, str(directory / "config.json"))
     spec = replace(spec, add_bos=starts_with_bos(directory))
-    tensors = _tensors(spec, read_safetensors(directory), str(directory))
+    tensors = _tensors(spec, read_safetensors(directory), hf_names(spec), str(directory))
     weights = assemble(spec, tensors, hf_names(spec), str(directory))
+    if spec.state is not None:
+        weights = map_weights(weights, lambda role, weight: negative_exponential(weight) if role == "decay" else weight)
     if spec.family in ONE_PLUS:
         weights = map_weights(weights, lambda role, weight: _one_plus(weight) if role.endswith("norm") else weight)
     has_tokenizer = (directory / "tokenizer.json").exists()
@@ -147,7 +151,12 @@ def _from_directory(directory: Path) -> LoadedModel:
     )  # fmt: skip
 
 
-def _tensors(spec: ModelSpec, tensors: Mapping[str, StoredWeight], source: str) -> Mapping[str, StoredWeight]:
+def _tensors(
+    spec: ModelSpec, tensors: Mapping[str, StoredWeight], names: Mapping[str, str], source: str
+) -> Mapping[str, StoredWeight]:
+    """As the roles have them, however the file folds them."""
+    if spec.state is not None:
+        return flatten_vectors(tensors, names, spec.layers)
     return tensors if spec.experts is None else stacked(tensors, spec.experts.routing.experts, source)
 
 
@@ -196,7 +205,7 @@ def _path(text: str) -> Path:
 
 def _format_for(role: str, weights: str) -> Format:
     """The format of a tensor by its role when a person asks for `weights`."""
-    if role.endswith(("norm", "bias", "router")):  # a router's choice must not hang on its own rounding
+    if role.endswith(("norm", "bias", "router")) or role in SMALL_ROLES:  # a router's choice must not hang on rounding
         return FORMATS.get("f32")
     return FORMATS.get("q8_0" if weights in SMALL and role == "head" else weights)
 

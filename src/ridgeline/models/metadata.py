@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ridgeline.ops.route import Routing
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.text.vocabulary import Vocabulary
 
+from . import mamba2_fields
 from .config import GEMMA_LOCAL_ROPE_BASE, GEMMA_PATTERN, check_spec
 from .family import FAMILIES
 from .fields import LIMITS, Fields
@@ -40,12 +42,14 @@ def spec_from_gguf(
             f"{source} is a {architecture!r} model; supported architectures: "
             f"{', '.join(sorted({*FAMILIES.names(), *MIXTURES} - set(MIXTURES.values())))}."
         )
+    if "token_embd.weight" not in tensors:
+        raise UserError(f"{source} lacks tensor token_embd.weight, the embedding. The file is incomplete.")
+    if family == "mamba2":
+        return _mamba2(fields, tensors, name)
     width = fields.integer(f"{architecture}.embedding_length", LIMITS["width"])
     heads = fields.integer(f"{architecture}.attention.head_count", LIMITS["heads"])
     layers = fields.integer(f"{architecture}.block_count", LIMITS["layers"])
     context = fields.integer(f"{architecture}.context_length", LIMITS["context"])
-    if "token_embd.weight" not in tensors:
-        raise UserError(f"{source} lacks tensor token_embd.weight, the embedding. The file is incomplete.")
     vocabulary = tensors["token_embd.weight"].rows
     head_dim = fields.integer(f"{architecture}.attention.key_length", LIMITS["width"], max(1, width // heads))
     if fields.integer(f"{architecture}.attention.value_length", LIMITS["width"], head_dim) != head_dim:
@@ -53,7 +57,6 @@ def spec_from_gguf(
     if any(metadata.get(f"{architecture}.{kind}_logit_softcapping") for kind in ("attn", "final")):
         raise UserError(f"{source} caps its logits, which the {family} family here does not compute.")
     bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocabulary)
-    ends = [token for key in END_KEYS for token in fields.token_ids(f"tokenizer.ggml.{key}", vocabulary)]
     is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
     spec = ModelSpec(
         family=family, name=name, layers=layers, width=width, heads=heads,
@@ -65,7 +68,7 @@ def spec_from_gguf(
         activation="gelu_tanh" if family == "gemma3" else "silu", windows=_windows(fields, architecture, layers),
         local_rope=_local_rope(fields, architecture, head_dim, context),
         query_pre_scale=width / heads if family == "gemma3" and layers == GEMMA_27B_LAYERS else 0.0,
-        bos=bos[0] if bos else None, eos=tuple(dict.fromkeys(ends)),
+        bos=bos[0] if bos else None, eos=_ends(fields, vocabulary),
         experts=_experts(fields, architecture, family), **TRAITS.get(family, {}),
         # llama.cpp starts texts with bos for SentencePiece vocabularies that do not say otherwise
         add_bos=fields.flag("tokenizer.ggml.add_bos_token", is_sentencepiece),
@@ -89,6 +92,21 @@ def _experts(fields: Fields, architecture: str, family: str) -> Experts | None:
     if family == "qwen2_moe":
         shared = fields.integer(f"{architecture}.expert_shared_feed_forward_length", LIMITS["ffn"])
     return Experts(Routing(count, chosen, renormalise=renormalise, scale=scale), ffn, shared)
+
+
+def _mamba2(fields: Fields, tensors: Mapping[str, StoredWeight], name: str) -> ModelSpec:
+    vocabulary = tensors["token_embd.weight"].rows
+    bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocabulary)
+    return replace(
+        mamba2_fields.spec_from_gguf(fields, vocabulary, name, "output.weight" not in tensors),
+        bos=bos[0] if bos else None, eos=_ends(fields, vocabulary),
+        add_bos=fields.flag("tokenizer.ggml.add_bos_token", False),
+    )  # fmt: skip
+
+
+def _ends(fields: Fields, vocabulary: int) -> tuple[int, ...]:
+    ends = [token for key in END_KEYS for token in fields.token_ids(f"tokenizer.ggml.{key}", vocabulary)]
+    return tuple(dict.fromkeys(ends))
 
 
 def _rope(fields: Fields, family: str, head_dim: int, context: int, factors: StoredWeight | None) -> Rope:

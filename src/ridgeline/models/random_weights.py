@@ -7,8 +7,10 @@ depends on the seed and the tensor's place only, so the same model is the same e
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import NormalDist
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,16 @@ LEVELS_Q5 = np.sqrt((32**2 - 1) / 12)
 LEVELS_Q8 = np.sqrt((255**2 - 1) / 12)
 CHUNK = 1 << 22
 BLOCKED = ("q8_0", "q4_1", "q4_0", "q5_0")  # blocks of 32
+# Numbers of a recurrent layer from uniform ones in [0, 1), as Mamba2's published initialisation spreads them: decays of
+# -1 to -16, time steps of 0.001 to 0.1 (through the inverse of softplus), skips of 1; taps even around 0.
+MIXER_DRAWS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
+    {
+        "decay": lambda u: -1 - 15 * u,
+        "rate_bias": lambda u: np.log(np.expm1(0.001 * 100**u)),
+        "skip": lambda u: np.ones_like(u),
+        "conv": lambda u: u - np.float32(0.5),
+    }
+)
 
 
 def filled(weight: StoredWeight, role: str, seed: int, index: int) -> StoredWeight:
@@ -37,6 +49,9 @@ def filled(weight: StoredWeight, role: str, seed: int, index: int) -> StoredWeig
 
 def _draw(weight: StoredWeight, role: str, seed: int, index: int) -> Bytes:
     generator = np.random.Generator(np.random.SFC64([seed, index]))
+    if role in MIXER_DRAWS:
+        values = MIXER_DRAWS[role](generator.random((weight.rows, weight.columns), np.float32))
+        return weight.format.pack(values.astype(np.float32))
     if role.endswith("norm"):
         values = 1 + GAIN_DEVIATION * generator.standard_normal((weight.rows, weight.columns), np.float32)
         return weight.format.pack(values.astype(np.float32))

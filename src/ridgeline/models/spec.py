@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ridgeline.ops.protocols import Floats
+from ridgeline.ops.recurrent import StateShape
 from ridgeline.ops.route import Routing
 
 
@@ -107,6 +108,9 @@ class ModelSpec:
     local_rope: Rope | None = None
     query_pre_scale: float = 0.0
     experts: Experts | None = None  # None: every layer has one MLP of width ffn
+    state: StateShape | None = None  # of layers that keep a recurrent state instead of keys and values
+    conv_bias: bool = False
+    proj_bias: bool = False
 
     @property
     def query_scale(self) -> float:

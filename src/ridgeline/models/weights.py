@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ridgeline.formats.weight import StoredWeight
 from ridgeline.kit.errors import UserError
+from ridgeline.ops.recurrent import StateShape
 
 from .spec import Experts, ModelSpec
 
@@ -44,19 +45,40 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class MixerWeights:
+    """A recurrent layer. wide: gate, x, B, C and time steps from one input; conv [channels, taps]; decay (negative),
+    rate_bias and skip [1, heads]."""
+
+    mixer_norm: StoredWeight
+    wide: StoredWeight
+    conv: StoredWeight
+    decay: StoredWeight
+    rate_bias: StoredWeight
+    skip: StoredWeight
+    gated_norm: StoredWeight
+    o: StoredWeight
+    conv_bias: StoredWeight | None = None
+    wide_bias: StoredWeight | None = None
+    o_bias: StoredWeight | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelWeights:
-    """`head` is `embed` itself when the spec says tied."""
+    """`head` is `embed` itself when the spec says tied. A model of recurrent layers has `mixers` and no `layers`."""
 
     embed: StoredWeight
     layers: tuple[LayerWeights, ...]
     final_norm: StoredWeight
     head: StoredWeight
+    mixers: tuple[MixerWeights, ...] = ()
 
     def __iter__(self) -> Iterator[StoredWeight]:
         """Each stored tensor once."""
         yield self.embed
         for layer in self.layers:
             yield from (w for field in LayerWeights.__slots__ if (w := getattr(layer, field)) is not None)
+        for mixer in self.mixers:
+            yield from (w for field in MixerWeights.__slots__ if (w := getattr(mixer, field)) is not None)
         yield self.final_norm
         if self.head is not self.embed:
             yield self.head
@@ -84,6 +106,9 @@ GGUF_NAMES = {
     "router": "ffn_gate_inp.weight", "expert_gate": "ffn_gate_exps.weight", "expert_up": "ffn_up_exps.weight",
     "expert_down": "ffn_down_exps.weight", "shared_gate": "ffn_gate_inp_shexp.weight",
     "layer": "blk.{}.",
+    "mixer_norm": "attn_norm.weight", "wide": "ssm_in.weight", "conv": "ssm_conv1d.weight",
+    "conv_bias": "ssm_conv1d.bias", "decay": "ssm_a", "rate_bias": "ssm_dt.bias", "skip": "ssm_d",
+    "gated_norm": "ssm_norm.weight",
 }  # fmt: skip
 GGUF_SHARED = {
     "gate": "ffn_gate_shexp.weight", "up": "ffn_up_shexp.weight", "down": "ffn_down_shexp.weight",
@@ -107,6 +132,14 @@ HF_POST_NORMS = {  # with norms on both sides, "post_attention_layernorm" is wha
     "post_attend_norm": "post_attention_layernorm.weight", "mlp_norm": "pre_feedforward_layernorm.weight",
     "post_mlp_norm": "post_feedforward_layernorm.weight",
 }  # fmt: skip
+HF_MIXER_NAMES = {
+    "embed": "backbone.embeddings.weight", "final_norm": "backbone.norm_f.weight", "head": "lm_head.weight",
+    "mixer_norm": "norm.weight", "wide": "mixer.in_proj.weight", "wide_bias": "mixer.in_proj.bias",
+    "conv": "mixer.conv1d.weight", "conv_bias": "mixer.conv1d.bias", "decay": "mixer.A_log",
+    "rate_bias": "mixer.dt_bias", "skip": "mixer.D", "gated_norm": "mixer.norm.weight",
+    "o": "mixer.out_proj.weight", "o_bias": "mixer.out_proj.bias", "layer": "backbone.layers.{}.",
+}  # fmt: skip
+GGUF_MIXER_NAMES = GGUF_NAMES | {"o": "ssm_out.weight"}
 # Tables that older writers stored and that follow from the spec: dropped knowingly. (`rope_freqs` of Llama 3.1 GGUF
 # files is not one of them: it is read into the spec.)
 DERIVED = re.compile(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight")
@@ -147,13 +180,31 @@ def _expert_shapes(spec: ModelSpec, experts: Experts, shapes: dict[str, Shape]) 
     return shapes
 
 
+def mixer_shapes(spec: ModelSpec, shape: StateShape) -> dict[str, Shape]:
+    """role -> (rows, columns) of a recurrent layer's tensors."""
+    shapes = {
+        "mixer_norm": (1, spec.width), "wide": (shape.wide, spec.width), "conv": (shape.channels, shape.taps),
+        "decay": (1, shape.heads), "rate_bias": (1, shape.heads), "skip": (1, shape.heads),
+        "gated_norm": (1, shape.inner), "o": (spec.width, shape.inner),
+    }  # fmt: skip
+    if spec.conv_bias:
+        shapes |= {"conv_bias": (1, shape.channels)}
+    if spec.proj_bias:
+        shapes |= {"wide_bias": (1, shape.wide), "o_bias": (1, spec.width)}
+    return shapes
+
+
 def gguf_names(spec: ModelSpec) -> Mapping[str, str]:
     """What GGUF files call each role."""
+    if spec.state is not None:
+        return GGUF_MIXER_NAMES
     return GGUF_NAMES | GGUF_SHARED if spec.experts is not None else GGUF_NAMES
 
 
 def hf_names(spec: ModelSpec) -> Mapping[str, str]:
     """What Hugging Face files call each role."""
+    if spec.state is not None:
+        return HF_MIXER_NAMES
     if spec.experts is not None:
         return HF_NAMES | HF_SHARED
     return HF_NAMES | HF_POST_NORMS if spec.post_norms else HF_NAMES
@@ -168,12 +219,20 @@ def outer_shapes(spec: ModelSpec) -> dict[str, Shape]:
 def build(spec: ModelSpec, make: Callable[[str, Shape, int | None], StoredWeight]) -> ModelWeights:
     """Ask `make(role, shape, layer)` for every tensor the spec needs, in the order of the Program."""
     outer = {role: make(role, shape, None) for role, shape in outer_shapes(spec).items()}
+    head = outer.get("head", outer["embed"])
+    if spec.state is not None:
+        shapes = mixer_shapes(spec, spec.state)
+        mixers = tuple(
+            MixerWeights(**{role: make(role, shape, index) for role, shape in shapes.items()})
+            for index in range(spec.layers)
+        )
+        return ModelWeights(outer["embed"], (), outer["final_norm"], head, mixers)
     shapes = layer_shapes(spec)
     layers = tuple(
         LayerWeights(**{role: make(role, shape, index) for role, shape in shapes.items()})
         for index in range(spec.layers)
     )
-    return ModelWeights(outer["embed"], layers, outer["final_norm"], outer.get("head", outer["embed"]))
+    return ModelWeights(outer["embed"], layers, outer["final_norm"], head)
 
 
 def assemble(
@@ -217,12 +276,15 @@ def assemble(
 def map_weights(weights: ModelWeights, change: Callable[[str, StoredWeight], StoredWeight]) -> ModelWeights:
     """The same model with `change(role, weight)` in place of every tensor; a tied head stays the embedding."""
     embed = change("head" if weights.head is weights.embed else "embed", weights.embed)
-    layers = tuple(_map_layer(layer, change) for layer in weights.layers)
+    layers = tuple(LayerWeights(**_map_layer(layer, change)) for layer in weights.layers)
+    mixers = tuple(MixerWeights(**_map_layer(mixer, change)) for mixer in weights.mixers)
     final_norm = change("final_norm", weights.final_norm)
     head = embed if weights.head is weights.embed else change("head", weights.head)
-    return ModelWeights(embed, layers, final_norm, head)
+    return ModelWeights(embed, layers, final_norm, head, mixers)
 
 
-def _map_layer(layer: LayerWeights, change: Callable[[str, StoredWeight], StoredWeight]) -> LayerWeights:
-    roles = ((role, getattr(layer, role)) for role in LayerWeights.__slots__)
-    return LayerWeights(**{role: change(role, weight) for role, weight in roles if weight is not None})
+def _map_layer(
+    layer: LayerWeights | MixerWeights, change: Callable[[str, StoredWeight], StoredWeight]
+) -> dict[str, StoredWeight]:
+    roles = ((role, getattr(layer, role)) for role in type(layer).__slots__)
+    return {role: change(role, weight) for role, weight in roles if weight is not None}

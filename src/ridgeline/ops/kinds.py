@@ -4,9 +4,11 @@ from .activation import ACTIVATION
 from .add import ADD
 from .attend import ATTEND
 from .combine import COMBINE
+from .conv import CONV
 from .dispatch import DISPATCH
 from .embed import EMBED
 from .experts import EXPERTS
+from .gated_norm import GATED_NORM
 from .gather import GATHER
 from .head_norm import HEAD_NORM
 from .linear import HEAD, LINEAR
@@ -15,11 +17,12 @@ from .op import Op
 from .rope import ROPE
 from .route import ROUTE
 from .sample import SAMPLE
+from .scan import SCAN
 
 KINDS: dict[str, Op] = {
     op.kind: op
     for op in (
         EMBED, NORM, LINEAR, HEAD_NORM, ROPE, ATTEND, ACTIVATION, ROUTE, DISPATCH, EXPERTS, COMBINE, ADD, GATHER, HEAD,
-        SAMPLE,
+        SAMPLE, CONV, SCAN, GATED_NORM,
     )
 }  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ridgeline.kit.capability import PAGES, TRUNCATION
 from ridgeline.kit.cost import Cost
 from ridgeline.kit.errors import InvariantError
 
@@ -19,19 +20,32 @@ from .add import ADD
 from .attend import ATTEND
 from .batch import BatchShape
 from .combine import COMBINE
+from .conv import CONV
 from .dispatch import DISPATCH
 from .embed import EMBED
 from .experts import EXPERTS
+from .gated_norm import GATED_NORM
 from .gather import GATHER
 from .head_norm import HEAD_NORM
 from .kv import KvGroup, Reach
 from .linear import HEAD, LINEAR
 from .norm import NORM
 from .op import LOGITS, TOKENS, Line, Op, Value
-from .protocols import KvRetention, KvStorage, Weight
+from .protocols import KvRetention, KvStorage, StateStorage, Weight
+from .recurrent import StateShape
 from .rope import ROPE
 from .route import ROUTE, Routing
 from .sample import SAMPLE
+from .scan import SCAN
+
+
+@dataclass(frozen=True, slots=True)
+class KeptState:
+    """The recurrent state of a sequence: `layers` layers of one shape."""
+
+    shape: StateShape
+    layers: tuple[int, ...]  # layers of the model that keep it
+    storage: StateStorage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,9 +57,18 @@ class Program:
     windows: tuple[int, ...]  # attention windows in use, without 0
     groups: tuple[tuple[int, int], ...]  # lines [a, b) that run as one (peephole fusion, D8)
     kv_groups: tuple[KvGroup, ...] = ()  # layers by what they keep
+    state: KeptState | None = None  # what recurrent layers keep of a sequence
 
     def __iter__(self) -> Iterator[Line]:
         return iter(self.lines)
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What techniques may ask of the state it keeps (kit.capability): of layers of two kinds, what both can do."""
+        kept = frozenset({PAGES}) if self.kv_groups else frozenset()
+        if self.state is not None:
+            return kept | self.state.storage.gives
+        return kept | {TRUNCATION}
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -68,11 +91,15 @@ class Program:
 class Recorder:
     """Handed to a family function (models/<family>.py); every method appends one Line and returns its Value."""
 
-    def __init__(self, name: str, storage: KvStorage, retention: KvRetention | None = None) -> None:
-        """retention None: layers read what their model says, and all keep everything, in one group."""
+    def __init__(
+        self, name: str, storage: KvStorage, retention: KvRetention | None = None, states: StateStorage | None = None
+    ) -> None:
+        """retention None: layers read what their model says, and all keep everything, in one group. states: how
+        recurrent layers keep their state; a model without such layers needs none."""
         self._name = name
-        self._storage, self._retention = storage, retention
+        self._storage, self._retention, self._states = storage, retention, states
         self._kept: dict[tuple[Reach, int, int], list[int]] = {}  # (reach, kv_heads, head_dim) -> layers
+        self._kept_state: KeptState | None = None
         self._lines: list[Line] = []
         self._values: list[Value] = []
         self._cuts: list[int] = []
@@ -133,6 +160,23 @@ class Recorder:
         }  # fmt: skip
         return self._add(ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
 
+    def conv(self, wide: Value, weight: Weight, bias: Weight | None, shape: StateShape) -> Value:
+        """silu of each channel of [tokens, shape.wide] with its last taps: [tokens, shape.channels]."""
+        weights = (weight,) if bias is None else (weight, bias)
+        return self._add(CONV, "conv", (wide,), wide.rows, shape.channels, weights, self._state_of(shape))
+
+    def scan(self, mixed: Value, wide: Value, weights: tuple[Weight, Weight, Weight], shape: StateShape) -> Value:
+        """The selective scan of x, B, C in `mixed` with the time steps in `wide`: [tokens, shape.inner].
+
+        weights: decay, bias of the time step, skip; one number a head each.
+        """
+        return self._add(SCAN, "scan", (mixed, wide), mixed.rows, shape.inner, weights, self._state_of(shape))
+
+    def gated_norm(self, y: Value, wide: Value, gain: Weight, shape: StateShape, eps: float) -> Value:
+        """RMS norm, group by group, of y * silu(gate in `wide`): [tokens, shape.inner]."""
+        attributes = {"shape": shape, "eps": eps}
+        return self._add(GATED_NORM, "gated_norm", (y, wide), y.rows, y.width, (gain,), attributes)
+
     def activation(self, gate_up: Value, function: str) -> Value:
         """function(gate) * up for [rows, 2 width]; function: "silu" or "gelu_tanh"."""
         return self._add(
@@ -184,7 +228,29 @@ class Recorder:
             KvGroup(index, reach, kv_heads, head_dim, tuple(layers), self._storage)
             for index, ((reach, kv_heads, head_dim), layers) in enumerate(self._kept.items())
         )
-        return Program(self._name, lines, tuple(self._values), tuple(self._cuts), tuple(windows), fuse(lines), kept)
+        return Program(
+            self._name,
+            lines,
+            tuple(self._values),
+            tuple(self._cuts),
+            tuple(windows),
+            fuse(lines),
+            kept,
+            self._kept_state,
+        )
+
+    def _state_of(self, shape: StateShape) -> dict[str, Any]:
+        """What a line that keeps recurrent state must know; every such layer has one shape and one place."""
+        if self._states is None:
+            raise InvariantError(f"{self._name} keeps recurrent state and was given no storage for it")
+        layer = self._layer or 0
+        kept = self._kept_state or KeptState(shape, (layer,), self._states)
+        if kept.shape != shape:
+            raise InvariantError(f"{self._name} has recurrent layers of two shapes")
+        if layer not in kept.layers:
+            kept = KeptState(shape, (*kept.layers, layer), self._states)
+        self._kept_state = kept
+        return {"shape": shape, "state_layer": kept.layers.index(layer), "storage": self._states}
 
     def _add(
         self, op: Op, name: str, inputs: tuple[Value, ...], rows: str, width: int, weights: tuple[Weight, ...],

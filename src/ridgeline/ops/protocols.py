@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .recurrent import StateShape
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -82,3 +84,30 @@ class KvView(Protocol):
     def base(self, sequence: int) -> int:
         """Slot of the entry's first token: what lies before is context."""
         ...
+
+
+class StateStorage(Protocol):
+    """How a sequence's recurrent state is stored (memory/storage/recurrent.py). Bytes are of one layer."""
+
+    name: str
+    gives: frozenset[str]  # kit.capability
+
+    def conv_bytes(self, shape: StateShape) -> int: ...
+
+    def scan_bytes(self, shape: StateShape) -> int: ...
+
+
+class StateView(Protocol):
+    """The recurrent state of one layer during a step, for reference bodies: torch tensors, f32; zeros at position 0."""
+
+    def read_conv(self, sequence: int) -> Any:
+        """[taps - 1, channels] of batch entry `sequence`, the oldest input first."""
+        ...
+
+    def write_conv(self, sequence: int, inputs: Any) -> None: ...
+
+    def read_scan(self, sequence: int) -> Any:
+        """[heads, states, head_dim] of batch entry `sequence`."""
+        ...
+
+    def write_scan(self, sequence: int, state: Any) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from .protocols import KvView, Weight
+from .protocols import KvView, StateView, Weight
 
 
 class StepView(Protocol):
@@ -22,4 +22,8 @@ class StepView(Protocol):
 
     def kv(self, group: int, layer: int) -> KvView:
         """State of layer number `layer` of a KvGroup ("group" and "pool_layer" of the attend line)."""
+        ...
+
+    def state(self, layer: int) -> StateView:
+        """Recurrent state of layer number `layer` of those that keep one ("state_layer" of conv and scan lines)."""
         ...

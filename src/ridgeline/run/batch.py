@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ridgeline.kernels import native
+from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan
 from ridgeline.state.request import MAX_LOGPROBS
@@ -31,12 +32,14 @@ SAMPLING = np.dtype(
 class NativeBatch:
     """fill(plan) before the call, results(plan) after it. Arrays are int32 unless named otherwise."""
 
-    def __init__(self, limits: StepLimits, line_ns: npt.NDArray[np.int64], groups: int = 1) -> None:
+    def __init__(
+        self, limits: StepLimits, line_ns: npt.NDArray[np.int64], groups: int = 1, states: RecurrentPool | None = None
+    ) -> None:
         """groups: KvGroups of the program, each with block tables and slots of its own."""
         if SAMPLING.itemsize != ctypes.sizeof(native.RlSampling):
             raise AssertionError("SAMPLING and RlSampling differ")
         self._limits, self._groups = limits, groups
-        self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+        self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS if groups else 1
         tokens, rows, sequences = limits.tokens, max(limits.logit_rows, 1), limits.sequences
         self._ids, self._positions, self._sequence_of = _ints(tokens), _ints(tokens), _ints(tokens)
         self._first = _ints(sequences + 1)
@@ -62,10 +65,16 @@ class NativeBatch:
             setattr(batch, field, array.ctypes.data)
         self.struct = batch
         self._kept: tuple[Any, ...] = ()
+        self._state_slot = _ints(sequences)
+        if states is not None:
+            native.set_states(batch, states)
+            batch.state_slot = self._state_slot.ctypes.data
 
     def fill(self, plan: StepPlan) -> None:
         entries, tokens = len(plan.entries), plan.tokens
-        tables = self._table[: self._groups * entries * self._table_stride].reshape(self._groups, entries, -1)
+        tables = self._table[: self._groups * entries * self._table_stride].reshape(
+            self._groups, entries, self._table_stride
+        )
         slots = self._slots[: self._groups * tokens].reshape(self._groups, tokens)
         has_slots = has_trees = False
         token = row = 0
@@ -78,6 +87,7 @@ class NativeBatch:
             self._positions[span] = self._range[entry.start : entry.start + count]
             self._sequence_of[span] = index
             self._first[index] = token
+            self._state_slot[index] = entry.state
             for group in range(self._groups):
                 first = entry.slot(group)
                 needed = (first + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS

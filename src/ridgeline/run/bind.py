@@ -32,8 +32,12 @@ NATIVE_KINDS = frozenset(
         "dispatch",
         "experts",
         "combine",
+        "conv",
+        "scan",
+        "gated_norm",
     )
 )
+UNPACKED_KINDS = frozenset(("norm", "head_norm", "conv", "scan", "gated_norm"))  # bodies read their weights as f32
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def lacking(line: Line) -> str:
     if line.op.kind not in NATIVE_KINDS:
         return f"no native body for {line.op.kind}"
     for weight in line.weights[: line.attributes.get("parts", 1)]:
-        if line.op.kind not in ("norm", "head_norm") and weight.format.name not in NATIVE_FORMATS:
+        if line.op.kind not in UNPACKED_KINDS and weight.format.name not in NATIVE_FORMATS:
             return f"no native body for weights in {weight.format.name}"
     storage = line.attributes.get("storage")
     if storage is not None and getattr(storage, "native", -1) < 0:

@@ -35,6 +35,9 @@ OPCODES = {
     "add": native.RL_ADD,
     "gather": native.RL_GATHER,
     "sample": native.RL_SAMPLE,
+    "conv": native.RL_CONV,
+    "scan": native.RL_SCAN,
+    "gated_norm": native.RL_GATED_NORM,
 }
 ACTIVATIONS = {"silu": native.RL_SILU, "gelu_tanh": native.RL_GELU_TANH}
 
@@ -75,6 +78,13 @@ class PackedWeights:
         if id(weight) not in self._packed:
             self._sources.append(weight)
             self._packed[id(weight)] = np.ascontiguousarray(weight.unpack()[0], dtype=np.float32)
+        return self._packed[id(weight)]
+
+    def taps(self, weight: Weight) -> Any:
+        """[taps, channels] f32 of a convolution's [channels, taps]."""
+        if id(weight) not in self._packed:
+            self._sources.append(weight)
+            self._packed[id(weight)] = np.ascontiguousarray(weight.unpack().T, dtype=np.float32)
         return self._packed[id(weight)]
 
     @property
@@ -168,6 +178,31 @@ class Emitter:
         attributes = line.attributes
         instruction.scale, instruction.group = attributes["scale"], attributes["group"]
         instruction.window, instruction.sinks = attributes["window"], attributes["sinks"]
+
+    def _conv(self, instruction: Any, line: Line) -> None:
+        self._state(instruction, line)
+        taps = self.weights.taps(line.weights[0])
+        slot = instruction.weight[0]
+        slot.data, slot.bytes, slot.format = taps.ctypes.data, taps.nbytes, native.RL_F32
+        slot.rows, slot.columns = taps.shape
+        if len(line.weights) > 1:
+            slot.bias = self.weights.vector(line.weights[1]).ctypes.data
+
+    def _scan(self, instruction: Any, line: Line) -> None:
+        self._state(instruction, line)
+        self._vectors(instruction, line)
+        instruction.in2 = self._offset(line.inputs[1])
+
+    def _gated_norm(self, instruction: Any, line: Line) -> None:
+        self._state(instruction, line)
+        self._norm(instruction, line)
+        instruction.in2 = self._offset(line.inputs[1])
+
+    def _state(self, instruction: Any, line: Line) -> None:
+        shape = line.attributes["shape"]
+        instruction.layer = line.attributes.get("state_layer", 0)
+        instruction.heads, instruction.kv_heads, instruction.head_dim = shape.heads, shape.groups, shape.head_dim
+        instruction.states, instruction.taps = shape.states, shape.taps
 
     def _activation(self, instruction: Any, line: Line) -> None:
         instruction.activation = ACTIVATIONS[line.attributes["function"]]

@@ -16,6 +16,7 @@ from ridgeline.kernels import native
 from ridgeline.kit.clock import Clock
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.ops.op import TOKENS, Value
 from ridgeline.ops.program import Program
 from ridgeline.state.plan import Entry, RowResult, StepPlan, StepResult
@@ -41,15 +42,16 @@ class Runner:
 
     def __init__(
         self, bound: Bound, pools: tuple[KvPool, ...], *, limits: StepLimits, threads: int, clock: Clock,
-        device: str = "cpu", team: native.Team | None = None,
+        device: str = "cpu", team: native.Team | None = None, states: RecurrentPool | None = None,
     ) -> None:  # fmt: skip
         """pools: one for every KvGroup of the program, in their order. team: threads to use, which stay their owner's
-        to close; None: an own team."""
+        to close; None: an own team. states: recurrent state, if the program keeps some."""
         if device != "cpu" and any(body == "cpp" for body in bound.bodies):
             raise InvariantError(f"native bodies cannot run on {device}")
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
+        self.states = states
         self.native_calls = 0
-        self._mover = Mover(pools)
+        self._mover = Mover(pools, states)
         self._clock, self._device = clock, device
         program, bodies = bound.program, bound.bodies
         plan = plan_arena(program, bodies, limits, quantised_values(program, bodies))
@@ -66,7 +68,7 @@ class Runner:
         routes = [line.index for line in program if line.op.kind == "route"]
         self._routes = [] if any(bodies[index] == "torch" for index in routes) else routes
         self._is_mixed = "torch" in bodies
-        self._batch = NativeBatch(limits, self._line_ns, len(pools))
+        self._batch = NativeBatch(limits, self._line_ns, len(pools), states)
         self._head = next((line.output for line in program if line.op.kind == "head"), None)
         if "cpp" in bodies:
             attends = [line.attributes for line in program if line.op.kind == "attend"]
@@ -92,7 +94,7 @@ class Runner:
         if not plan.entries:
             return StepResult((), started, self._clock.now(), transfer_ns=transfer_ns)
         batch.fill(plan)
-        step = TorchStep(plan, self.pools, self._tensors, self._device) if self._is_mixed else None
+        step = TorchStep(plan, self.pools, self._tensors, self._device, self.states) if self._is_mixed else None
         for start, stop, tape in self._segments:
             if tape is not None:
                 native.execute(self._team, tape, self._arena, self._scratch, self._pools, batch.struct)
@@ -150,6 +152,10 @@ class Runner:
                 raise InvariantError(f"sequence {entry.sequence} would run past its blocks or the context")
             if entry.parents:
                 _check_tree(entry)
+            if self.states is not None and (not 0 <= entry.state < self.states.slots or entry.parents):
+                raise InvariantError(
+                    f"sequence {entry.sequence} has no slot of recurrent state, or branches without one"
+                )
 
     def _run_reference(self, step: TorchStep | None, start: int, stop: int, plan: StepPlan) -> None:
         if step is None:

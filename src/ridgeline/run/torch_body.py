@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
-from ridgeline.ops.protocols import Weight
+from ridgeline.ops.protocols import Floats, Weight
 from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan
 
 
@@ -40,9 +42,13 @@ class TensorCache:
 class TorchStep:
     """Implements ops.step.StepView for one plan."""
 
-    def __init__(self, plan: StepPlan, pools: tuple[KvPool, ...], tensors: TensorCache, device: str) -> None:
+    def __init__(
+        self, plan: StepPlan, pools: tuple[KvPool, ...], tensors: TensorCache, device: str,
+        states: RecurrentPool | None = None,
+    ) -> None:  # fmt: skip
         import torch  # noqa: PLC0415  heavy and optional
 
+        self._states = states
         self._plan, self._pools, self._tensors, self._device = plan, pools, tensors, device
         ids = [token for entry in plan.entries for token in entry.tokens]
         trees = [_ancestors(entry) for entry in plan.entries]
@@ -66,6 +72,36 @@ class TorchStep:
 
     def kv(self, group: int, layer: int) -> PagedView:
         return PagedView(self._plan, self._pools[group], group, layer, self._device)
+
+    def state(self, layer: int) -> SlotView:
+        if self._states is None:
+            raise InvariantError("a recurrent line in a step without recurrent state")
+        return SlotView(self._plan, self._states, layer, self._device)
+
+
+class SlotView:
+    """Implements ops.protocols.StateView on the slots of a RecurrentPool."""
+
+    def __init__(self, plan: StepPlan, pool: RecurrentPool, layer: int, device: str) -> None:
+        self._plan, self._pool, self._layer, self._device = plan, pool, layer, device
+
+    def read_conv(self, sequence: int) -> Any:
+        return self._read(sequence, self._pool.conv(self._plan.entries[sequence].state, self._layer))
+
+    def write_conv(self, sequence: int, inputs: Any) -> None:
+        self._pool.conv(self._plan.entries[sequence].state, self._layer)[:] = inputs.cpu().numpy()
+
+    def read_scan(self, sequence: int) -> Any:
+        return self._read(sequence, self._pool.scan(self._plan.entries[sequence].state, self._layer))
+
+    def write_scan(self, sequence: int, state: Any) -> None:
+        self._pool.scan(self._plan.entries[sequence].state, self._layer)[:] = state.cpu().numpy()
+
+    def _read(self, sequence: int, kept: Floats) -> Any:
+        import torch  # noqa: PLC0415  heavy and optional
+
+        past = kept if self._plan.entries[sequence].start else np.zeros_like(kept)
+        return torch.from_numpy(past.copy()).to(self._device)
 
 
 class PagedView:

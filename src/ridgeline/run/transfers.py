@@ -10,14 +10,15 @@ from collections.abc import Iterable
 
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
-from ridgeline.state.transfer import CopyBlock, Transfer
+from ridgeline.memory.recurrent_pool import RecurrentPool
+from ridgeline.state.transfer import CopyBlock, CopyState, Transfer
 
 
 class Mover:
     """pools: one a group. bytes_moved: read and written once each, since the start."""
 
-    def __init__(self, pools: tuple[KvPool, ...]) -> None:
-        self.pools = pools
+    def __init__(self, pools: tuple[KvPool, ...], states: RecurrentPool | None = None) -> None:
+        self.pools, self.states = pools, states
         self.bytes_moved = 0
 
     def run(self, transfers: Iterable[Transfer]) -> int:
@@ -29,6 +30,9 @@ class Mover:
                     pool = self.pools[group]
                     pool.block(target)[:] = pool.block(source)
                     self.bytes_moved += pool.block_stride
+                case CopyState(source, target) if self.states is not None:
+                    self.states.copy(source, target)
+                    self.bytes_moved += self.states.slot_bytes
                 case _:
                     raise InvariantError(f"no way to carry out {transfer}")
         return time.perf_counter_ns() - began

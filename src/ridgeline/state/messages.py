@@ -39,6 +39,8 @@ class EngineFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     kv_bytes: int = 0
     kv_bytes_per_token: int = 0
     kv_blocks: int = 0
+    state_slots: int = 0  # of recurrent state, one a sequence
+    state_bytes: int = 0  # of one slot
     block_tokens: int = 16
     step_tokens: int = 0
     max_sequences: int = 0

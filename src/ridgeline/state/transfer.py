@@ -75,4 +75,13 @@ class PackTokens:
     program: str = "model"
 
 
-Transfer = CopyBlock | SaveBlock | LoadBlock | MoveSaved | MoveTokens | PackTokens
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """The recurrent state in slot `source` to slot `target`: a snapshot taken, or restored (K11)."""
+
+    source: int
+    target: int
+    program: str = "model"
+
+
+Transfer = CopyState | CopyBlock | SaveBlock | LoadBlock | MoveSaved | MoveTokens | PackTokens

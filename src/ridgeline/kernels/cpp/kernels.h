@@ -39,6 +39,13 @@ RL_INLINE int row_count(const Step& step, const RlInstr& in) {
 }
 RL_INLINE float* floats(const Step& step, int64_t offset) { return reinterpret_cast<float*>(step.arena + offset); }
 
+// Recurrent state of batch entry `sequence` in this instruction's layer.
+RL_INLINE float* state_of(const Step& step, const RlInstr& in, int64_t sequence) {
+  const RlBatch& batch = *step.batch;
+  return reinterpret_cast<float*>(batch.state + batch.state_slot[sequence] * batch.slot_stride +
+                                  in.layer * batch.state_layer_stride);
+}
+
 // Columns that a format stores together; 1: any number of columns, read as f32. 0: unknown format.
 RL_INLINE int columns_in_block(int format) {
   switch (format) {

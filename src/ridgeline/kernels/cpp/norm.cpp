@@ -1,5 +1,6 @@
 // norm: x * rsqrt(mean(x^2) + eps) * gain, one row by one thread; head_norm: the same for each q and k head of a row.
 // Idea: four vector accumulators in a fixed order, then a fixed tree; the quantised copy is written while the row is hot.
+// gated_norm: each group of a row after in * silu(gate), the gate being the first part of a wider row of in2.
 #include "quantise.h"
 
 namespace ridgeline::RL_ISA {
@@ -54,6 +55,27 @@ void head_norm(Worker& worker, const Step& step, const RlInstr& in) {
     for (int h = 0; h < in.heads + in.kv_heads; h++)
       norm_row(x + h * dim, h < in.heads ? q_gain : k_gain, out + h * dim, dim, in.eps);
     if (out != x) memcpy(out + normed, x + normed, (width - normed) * 4);
+    finish_row(step, in, row, out);
+  }
+}
+
+void gated_norm(Worker& worker, const Step& step, const RlInstr& in) {
+  const int64_t width = in.width_out, groups = in.kv_heads, part = width / groups;
+  const int64_t wide = 2 * width + 2 * groups * in.states + in.heads;
+  const float* gain = static_cast<const float*>(in.weight[0].data);
+  int64_t begin, end;
+  share(row_count(step, in), worker, begin, end);
+  for (int64_t row = begin; row < end; row++) {
+    const float* x = floats(step, in.in) + row * width;
+    const float* gate = floats(step, in.in2) + row * wide;
+    float* out = floats(step, in.out) + row * width;
+    for (int64_t i = 0; i < width; i += LANES) {
+      const int n = width - i < LANES ? static_cast<int>(width - i) : LANES;
+      F z = n < LANES ? load_part(gate + i, n) : load(gate + i), y = n < LANES ? load_part(x + i, n) : load(x + i);
+      y = y * (z / (splat(1.0f) + exp(splat(0.0f) - z)));
+      n < LANES ? store_part(out + i, y, n) : store(out + i, y);
+    }
+    for (int64_t g = 0; g < groups; g++) norm_row(out + g * part, gain + g * part, out + g * part, part, in.eps);
     finish_row(step, in, row, out);
   }
 }

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 4
+#define RL_ABI_VERSION 5
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -11,6 +11,7 @@
 #endif
 #define RL_BLOCK_TOKENS 16    // tokens in a KV page
 #define RL_TILE_ROWS 16       // weight rows interleaved in one packed tile
+#define RL_STATE_ALIGNMENT 64  // bytes: parts of a recurrent layer's state begin on cache lines
 #define RL_GROUP 32           // elements that share a scale (weights and quantised activations)
 #define RL_MAX_EXPERTS 1024  // of one layer
 #define RL_SPLIT_TOKENS 256   // attention splits at absolute multiples of this many keys; merged in order
@@ -40,6 +41,10 @@ enum RlOp {
   RL_DISPATCH = 12,   // out = rows of `in` at their places: [tokens * chosen][width_in]; in2 = routing
   RL_EXPERTS = 13,    // out = gated MLP of each expert over its rows of `in`; in2 = routing; weight = gate, up, down
   RL_COMBINE = 14,    // out[t] = sum of weight * in[place] (+ in3, times sigmoid(in4) when there); in2 = routing
+  // Recurrent layers (ops/recurrent.py): kv_heads is the number of groups; a wide row is [gate | x, B, C | a step a head]
+  RL_CONV = 15,       // out = silu(causal convolution of x, B, C of `in`, wide, with weight[0] = f32 [taps][channels] (+ bias))
+  RL_SCAN = 16,       // out = selective scan of `in` (x, B, C) with the steps of in2 (wide); weight: decay, bias, skip [heads]
+  RL_GATED_NORM = 17, // out = norm, group by group, of in * silu(gate of in2, wide), gain weight[0]
   RL_OP_END
 };
 enum RlActivation { RL_SILU = 0, RL_GELU_TANH = 1 };
@@ -75,6 +80,7 @@ typedef struct {
   const float* rope_cos;        // [positions][rotary_dim/2]
   const float* rope_sin;
   RlWeight weight[3];
+  int32_t states, taps;         // recurrent layers: state size of a head; inputs of a convolution
 } RlInstr;
 
 // The paged KV pool. Page address: base + block*block_stride + layer*layer_stride + kv_head*head_stride
@@ -125,6 +131,12 @@ typedef struct {
   float* top_logprobs;          // [logit_rows][20]
   int64_t* line_ns;             // [lines] written (not accumulated), may be NULL
   int32_t* line_experts;        // [lines] distinct experts chosen, written by RL_ROUTE, may be NULL
+  // Recurrent state, NULL without: slot s, layer i at state + s*slot_stride + i*state_layer_stride, f32. First the inputs
+  // [taps-1][channels], oldest first; then, rounded up to RL_STATE_ALIGNMENT, states [heads][states][head_dim]. Read as
+  // zeros by a token at position 0.
+  uint8_t* state;
+  int64_t slot_stride, state_layer_stride, state_slots;
+  const int32_t* state_slot;    // [sequences], each its own
 } RlBatch;
 
 typedef struct RlTeam RlTeam;

@@ -8,6 +8,7 @@ namespace RL_ISA {
 RL_BODY(embed) RL_BODY(norm) RL_BODY(linear) RL_BODY(rope) RL_BODY(attend)
 RL_BODY(activation) RL_BODY(add) RL_BODY(gather) RL_BODY(sample) RL_BODY(head_norm)
 RL_BODY(route) RL_BODY(dispatch) RL_BODY(experts) RL_BODY(combine)
+RL_BODY(conv) RL_BODY(scan) RL_BODY(gated_norm)
 double read(const void*, int64_t);
 double arithmetic(int, int64_t, double*);
 
@@ -18,7 +19,8 @@ double arithmetic(int, int64_t, double*);
 extern const Kernels RL_JOIN(kernels_, RL_ISA);
 const Kernels RL_JOIN(kernels_, RL_ISA) = {
     {nullptr, RL_ISA::embed, RL_ISA::norm, RL_ISA::linear, RL_ISA::rope, RL_ISA::attend, RL_ISA::activation, RL_ISA::add,
-     RL_ISA::gather, RL_ISA::sample, RL_ISA::head_norm, RL_ISA::route, RL_ISA::dispatch, RL_ISA::experts, RL_ISA::combine},
+     RL_ISA::gather, RL_ISA::sample, RL_ISA::head_norm, RL_ISA::route, RL_ISA::dispatch, RL_ISA::experts, RL_ISA::combine,
+     RL_ISA::conv, RL_ISA::scan, RL_ISA::gated_norm},
     RL_ISA::read,
     RL_ISA::arithmetic};
 

@@ -177,6 +177,41 @@ Fault check_pool(const RlInstr& in, const RlPool& pool) {
   return last <= pool.block_stride ? Fault(0) : BAD_POOL;
 }
 
+// Widths, weights and, for operators that keep state, its slots; slots_checked: the batch's were found good.
+Fault check_recurrent(const RlInstr& in, const RlBatch& batch, bool slots_checked) {
+  if (in.heads < 1 || in.kv_heads < 1 || in.heads % in.kv_heads || in.head_dim < 1 || in.states < 1) return BAD_HEADS;
+  if (in.taps < 1 || in.taps > 16 || in.layer < 0) return BAD_HEADS;
+  const int64_t inner = static_cast<int64_t>(in.heads) * in.head_dim, channels = inner + 2LL * in.kv_heads * in.states;
+  if (in.op == RL_GATED_NORM) {
+    if (in.in2 < 0) return BAD_BUFFER;
+    if (in.width_in != inner || in.width_out != inner) return BAD_WIDTH;
+    return in.weight[0].data && in.weight[0].columns == inner ? Fault(0) : BAD_WEIGHT;
+  }
+  if (in.out_quant >= 0) return BAD_BUFFER;  // nothing integer reads these
+  if (in.op == RL_CONV) {
+    if (in.width_in != inner + channels + in.heads || in.width_out != channels) return BAD_WIDTH;
+    if (!in.weight[0].data || in.weight[0].rows != in.taps || in.weight[0].columns != channels) return BAD_WEIGHT;
+  } else {
+    if (in.in2 < 0) return BAD_BUFFER;
+    if (in.width_in != channels || in.width_out != inner) return BAD_WIDTH;
+    for (int p = 0; p < 3; p++)
+      if (!in.weight[p].data || in.weight[p].columns != in.heads) return BAD_WEIGHT;
+  }
+  const int64_t first = round_up((in.taps - 1) * channels * 4, RL_STATE_ALIGNMENT), second = inner * in.states * 4;
+  if (!batch.state || batch.state_slots < 1 || batch.state_layer_stride < first + second) return BAD_POOL;
+  if ((in.layer + 1) * batch.state_layer_stride > batch.slot_stride) return BAD_POOL;
+  if (slots_checked) return Fault(0);
+  if (!batch.positions || !batch.first_token || !batch.state_slot) return BAD_BATCH;
+  if (batch.first_token[0] != 0 || batch.first_token[batch.sequences] != batch.tokens) return BAD_BATCH;
+  for (int s = 0; s < batch.sequences; s++) {
+    const int32_t slot = batch.state_slot[s];
+    if (batch.first_token[s + 1] < batch.first_token[s] || slot < 0 || slot >= batch.state_slots) return BAD_BATCH;
+    for (int other = 0; other < s; other++)
+      if (batch.state_slot[other] == slot) return BAD_BATCH;  // two writers of one state
+  }
+  return Fault(0);
+}
+
 // pages_checked: the batch's pages were found good for an earlier layer of this group.
 Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pools, int pool_count, int64_t scratch_bytes,
             int threads, bool pages_checked) {
@@ -217,6 +252,7 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pools, int po
     case RL_EXPERTS: return routes(in) ? check_experts(in) : BAD_OPERATION;
     case RL_DISPATCH:
     case RL_COMBINE: return routes(in) ? check_moved(in) : BAD_OPERATION;
+    case RL_CONV: case RL_SCAN: case RL_GATED_NORM: return check_recurrent(in, batch, pages_checked);
     case RL_ADD: return in.in2 >= 0 ? Fault(0) : BAD_BUFFER;
     case RL_GATHER: return batch.logit_token && in.per_logit_row ? check_batch_for(in, batch) : BAD_BATCH;
     default:
@@ -343,12 +379,15 @@ int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* ar
   if (reinterpret_cast<uintptr_t>(arena) % 64 || reinterpret_cast<uintptr_t>(scratch) % 64) return -BAD_ARGUMENT;
   if (!scratch) scratch_bytes = 0;
   const RlInstr* checked = nullptr;  // layers that see the same share their pages' check
+  bool slots_checked = false;
   for (int i = 0; i < count; i++) {
     const RlInstr& in = tape[i];
-    const bool again =
+    const bool keeps = in.op == RL_CONV || in.op == RL_SCAN;
+    const bool again = keeps ? slots_checked :
         checked && checked->group == in.group && checked->window == in.window && checked->sinks == in.sinks;
     if (Fault fault = check(in, *batch, pools, pool_count, scratch_bytes, team_threads(team), again))
       return -(i * 100LL + fault);
+    slots_checked = slots_checked || keeps;
     if (in.op == RL_ATTEND) checked = &in;
   }
   if (count == 0 || (batch->tokens == 0 && batch->logit_rows == 0)) return 0;
