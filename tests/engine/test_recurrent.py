@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ridgeline import LLM
 from ridgeline.engine.build import bill
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kernels import native
@@ -176,3 +177,14 @@ def test_without_cache_equals_with_cache(case: Case) -> None:
     asked = request(0, 33, SAMPLINGS[0])
     assert engine.run([asked])[asked.id] == case.expected(0, 33, 0)
     engine.engine.close()
+
+
+def test_through_llm(tmp_path) -> None:
+    """In the engine's own process: four prompts at once on three slots are each alone."""
+    prompts = [[5, 9, 77, 3], [4] * 40, [8, 1, 2] * 30, [300, 2, 1]]
+    with LLM(write_config(tmp_path, MAMBA2), weights="q8_0", context=256, max_sequences=3) as llm:
+        assert (llm.facts.kv, llm.facts.state_slots) == ("recurrent", 3)
+        together = [one.tokens for one in llm.generate(prompts, max_tokens=6, ignore_stop=True)]
+        alone = [llm.generate([prompt], max_tokens=6, ignore_stop=True)[0].tokens for prompt in prompts]
+    assert together == alone
+    assert len(set(together)) == 4
