@@ -20,7 +20,7 @@ from ridgeline.state.ports import StepObserver
 
 def account(parts: Parts) -> StepObserver:
     """Who watches the steps of this process."""
-    return Account(parts.program.windows)
+    return Account(parts.program.reaches)
 
 
 def make_engine(config: EngineConfig) -> Engine:

@@ -11,6 +11,7 @@ from ridgeline.engine.bill import memory_left
 from ridgeline.engine.build import bill, build
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import CapacityError, UserError
+from ridgeline.memory.spans import kept_blocks
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.run.machine import memory_bytes
 
@@ -95,3 +96,32 @@ def test_the_bill_is_what_the_engine_takes(tmp_path: Path) -> None:
         assert promised.weight_bytes <= facts.resident_weight_bytes <= 1.1 * promised.weight_bytes
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(("prefix", "groups"), [(True, 1), (False, 2)])
+def test_layers_with_windows_get_bounded_pools(prefix: bool, groups: int) -> None:
+    """Gemma 3 270M: 15 layers of 18 read 512 tokens. KV(S) = n_g * S + n_l * min(S, W), in whole blocks (K7)."""
+    made = bill(EngineConfig(model="random:gemma-3-270m", prefix=prefix, max_sequences=4, chunk=64), available=64 * GIB)
+    assert len(made.groups) == groups and made.kv_bytes == sum(group.nbytes for group in made.groups)
+    per_layer = 2 * 1 * 256 * 2  # K and V of one head of 256 in bf16
+    assert made.kv_bytes_per_token == 18 * per_layer
+    if prefix:
+        assert str(made).count("layers keep") == 0
+        return
+    everything, windowed = sorted(made.groups, key=lambda group: group.layers)
+    assert (everything.layers, windowed.layers) == (3, 15)
+    assert everything.blocks == 4 * 32768 // BLOCK_TOKENS
+    assert windowed.blocks == 4 * windowed.most and windowed.most == (512 + 64) // BLOCK_TOKENS + 1
+    for tokens in (1, 100, 512, 513, 5000, 32768):
+        held = sum(kept_blocks(g.reach, tokens) * g.block_bytes for g in made.groups)
+        exact = per_layer * (3 * tokens + 15 * min(tokens, 512))
+        assert 0 <= held - exact < 18 * per_layer * 2 * BLOCK_TOKENS
+    assert "15 layers keep window:512" in str(made)
+
+
+def test_a_small_budget_is_shared_by_what_groups_can_use() -> None:
+    made = bill(EngineConfig(model="random:gemma-3-270m", prefix=False, kv_bytes=40 << 20), available=64 * GIB)
+    everything, windowed = sorted(made.groups, key=lambda group: group.layers)
+    assert everything.blocks == windowed.blocks  # short sequences fill both alike
+    assert made.kv_bytes <= 40 << 20 < made.kv_bytes + BLOCK_TOKENS * made.kv_bytes_per_token
+    assert made.context == everything.blocks * BLOCK_TOKENS

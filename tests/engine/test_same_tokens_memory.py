@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ridgeline.kernels import native
+from ridgeline.kit.errors import UserError
 from ridgeline.state.request import Request, Sampling
 
 from .tiny import GEMMA3, LLAMA, TinyEngine, write_config
@@ -138,3 +139,40 @@ def test_gemma_shares_or_drops_what_is_behind_its_windows(tmp_path: Any, prefix:
     requests = [request(f"r{i}", prompt_of(100, 20 + i, i)) for i in range(4)]
     engine = case.check(requests, [0, 0, 9, 30], prefix=prefix, chunk=24)
     assert (report(engine)["tokens shared"] > 0) == prefix
+
+
+def test_a_window_that_holds_everything_is_exact(case: Case) -> None:
+    """C9: exact while the context is no longer than the budget, dropped tokens or not."""
+    requests = [request(f"r{i}", prompt_of(0, length, i)) for i, length in enumerate((3, 40, 90))]
+    for keep in ("window:96", "sinks:4+window:92"):
+        case.check(requests, keep=keep, chunk=13)
+
+
+@pytest.mark.parametrize("keep", ["window:40", "sinks:4+window:40", "sinks:20+window:33"])
+def test_dropped_tokens_give_the_same_ids_in_any_schedule(case: Case, keep: str) -> None:
+    """What a retention keeps depends on positions alone: any chunks, any batch, preempted or not."""
+    alone = Case(case.model, **case.options, keep=keep)
+    per_block = alone.single.engine.facts.kv_bytes_per_token * 16
+    requests = [request(f"r{i}", prompt_of(0, length, i)) for i, length in enumerate((130, 64, 7, 90, 41, 257))]
+    for options in (
+        {"chunk": 7, "max_sequences": 4, "step_tokens": 16}, {"chunk": 16, "kv_bytes": 9 * per_block},
+        {"chunk": 64, "threads": 1, "step_tokens": 61, "max_sequences": 3},
+    ):  # fmt: skip
+        alone.check(requests, [0, 0, 3, 0, 2, 1], **{"context": 272, "max_sequences": 8} | options)
+
+
+def test_a_bounded_past_goes_beyond_the_context_of_the_model(tmp_path: Any) -> None:
+    """C9: constant memory, past what the rope tables of the model hold; refused while something keeps everything."""
+    model = write_config(tmp_path, LLAMA | {"max_position_embeddings": 128})
+    engine = TinyEngine(model, keep="sinks:4+window:64", context=1000, step_tokens=64)
+    (pool,) = engine.engine.scheduler.memory.pools
+    engine.engine.add(Request("long", TEXT[:50], 700, ignore_stop=True))
+    most = 0
+    while engine.engine.has_work:
+        engine.engine.step()
+        most = max(most, pool.held_blocks)
+    assert most <= 1 + 4 + 1 + 4
+    with pytest.raises(UserError, match="--keep"):
+        TinyEngine(model, context=1000)
+    with pytest.raises(UserError, match="leave paging"):
+        TinyEngine(model, keep="window:64", paging=False)

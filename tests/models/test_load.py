@@ -14,6 +14,7 @@ from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.catalogue import shapes
 from ridgeline.models.load import WEIGHTS, describe, load, record
 from ridgeline.models.pull import TABLE
+from ridgeline.ops.kv import Reach
 from tests.formats.gguf_file import gguf, tiny
 from tests.text.small import small_tokenizer
 from tests.text.test_tokenizer import write_directory
@@ -84,7 +85,7 @@ def test_the_program_of_a_family(tmp_path, family, tied):
 
 
 def test_mistral_reads_through_its_window():
-    assert record(describe("random:mistral-7b-v0.1"), BF16).windows == (4096,)
+    assert record(describe("random:mistral-7b-v0.1"), BF16).reaches == (Reach(4096),)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.ops.batch import BatchShape
+from ridgeline.ops.kv import Reach
 from ridgeline.perf.account import DECODE, PHASES, PREFILL, RECOMPUTE, Account
 from ridgeline.perf.attribution import Attribution
 from ridgeline.perf.roofline import COMPUTE, HOST, WEIGHT_BANDWIDTH
@@ -35,8 +36,8 @@ def scoring(sequence: int, start: int, tokens: int) -> Entry:
 class Story:
     """Feeds steps to an Account; every line of a step takes `line_ns`."""
 
-    def __init__(self, lines: int, windows: tuple[int, ...] = ()) -> None:
-        self.account = Account(windows)
+    def __init__(self, lines: int, reaches: tuple[Reach, ...] = ()) -> None:
+        self.account = Account(reaches)
         self.lines = lines
         self.now_s = 0.0
 
@@ -88,15 +89,15 @@ def test_a_prefix_hit_starts_late_and_is_prefill():
 
 
 def test_shapes_by_phase_add_up_to_the_shape_of_the_plan():
-    story = Story(1, windows=(3,))
+    story = Story(1, reaches=(Reach(3),))
     story.step(entry(1, 0, 6, True))
     story.step(entry(1, 6, 1, True), entry(2, 0, 9, True), entry(3, 0, 2, False))
     rows = story.account.table().shape_rows()
     mixed = rows[rows[:, 0] == 1].sum(0)
-    expected = BatchShape.of([(6, 1), (0, 9), (0, 2)], 2, (3,))
+    expected = BatchShape.of([(6, 1), (0, 9), (0, 2)], 2, (Reach(3),))
     assert list(mixed[2:]) == [
         expected.tokens, expected.logit_rows, expected.sequences, expected.pairs, expected.kv_tokens,
-        *expected.windowed[3],
+        *expected.reached[Reach(3)],
     ]  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def test_the_wall_is_steps_and_host_and_idle():
 def test_phases_sum_to_the_run_whatever_the_schedule(steps):
     """Identity 2 and 5 of EXPLAIN §3: seconds, FLOPs and bytes of phases, and of parts, are those of the steps."""
     program = record(layers=3, window=5)
-    story, done, shapes = Story(len(program.lines), program.windows), {}, []
+    story, done, shapes = Story(len(program.lines), program.reaches), {}, []
     for step in steps:
         entries = []
         for sequence, tokens, chooses in {s[0]: s for s in step}.values():
@@ -148,7 +149,7 @@ def test_phases_sum_to_the_run_whatever_the_schedule(steps):
             entries.append(entry(sequence, start, tokens, chooses))
         story.step(*entries)
         rows = sum(len(e.rows) for e in entries)
-        shapes.append(BatchShape.of([(e.start, len(e.tokens)) for e in entries], rows, program.windows))
+        shapes.append(BatchShape.of([(e.start, len(e.tokens)) for e in entries], rows, program.reaches))
     result = summarise(story.account.table(), program, round_machine())
     whole = [total(program, shape) for shape in shapes]
     for name in ("flops", "weight_bytes", "kv_bytes", "activation_bytes"):

@@ -10,6 +10,7 @@ from ridgeline.formats.format import FORMATS
 from ridgeline.formats.weight import StoredWeight
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.ops.batch import BatchShape, count_pairs
+from ridgeline.ops.kv import Reach
 from ridgeline.ops.program import Program, Recorder
 from ridgeline.run.count import by_part, fused_bytes_saved, parameters, total, weight_bytes
 
@@ -118,22 +119,30 @@ def test_attention_cost(storage: str, element: int) -> None:
 def test_attention_flops_grow_with_the_square() -> None:
     """16k against 1k: 256 times the pairs, exactly for full pairs n² and to 0.1 % for the causal n(n+1)/2 (A9)."""
     assert pytest.approx(256, rel=1e-3) == (16384 * 16385) / (1024 * 1025)
-    assert count_pairs(0, 16384, 0)[0] * 2 - 16384 == 256 * (count_pairs(0, 1024, 0)[0] * 2 - 1024)
+    assert count_pairs(0, 16384)[0] * 2 - 16384 == 256 * (count_pairs(0, 1024)[0] * 2 - 1024)
 
 
 def test_chunks_add_up_to_the_whole() -> None:
-    """Cutting a prompt into chunks changes no attention FLOP; window or not."""
-    for window in (0, 1, 5, 16, 100):
-        whole = count_pairs(0, 61, window)[0]
+    """Cutting a prompt into chunks changes no attention FLOP; window and sinks or not."""
+    for reach in (Reach(), Reach(1), Reach(5), Reach(16, 4), Reach(5, 40), Reach(100)):
+        whole = count_pairs(0, 61, reach)[0]
         cuts = [0, 7, 16, 17, 48, 61]
-        assert sum(count_pairs(a, b - a, window)[0] for a, b in itertools.pairwise(cuts)) == whole
-        brute = sum(min(p + 1, window) if window else p + 1 for p in range(61))
-        assert whole == brute
+        assert sum(count_pairs(a, b - a, reach)[0] for a, b in itertools.pairwise(cuts)) == whole
+        seen = [{q for q in range(p + 1) if q > p - (reach.window or 99) or q < reach.sinks} for p in range(61)]
+        assert whole == sum(map(len, seen))
+        assert [count_pairs(p, 1, reach) for p in range(61)] == [(len(keys), len(keys)) for keys in seen]
+
+
+def test_packed_layers_read_what_is_kept() -> None:
+    """Budget 4 + 20 + 24, packed at multiples of 64 (C10)."""
+    reach = Reach(24, 4, 20)
+    assert [count_pairs(before, 1, reach)[1] for before in (0, 47, 63, 64, 127, 128)] == [1, 48, 64, 49, 112, 49]
+    assert count_pairs(64, 10, reach) == count_pairs(48, 10)
 
 
 def test_windowed_layers_read_less() -> None:
     program = record(Shape(), "bf16", window=16)
-    batch = BatchShape.of([(99, 1)], 1, windows=program.windows)
+    batch = BatchShape.of([(99, 1)], 1, reaches=program.reaches)
     attend = by_part(program, batch)["attend"]
     assert attend.flops == 3 * 4 * 16 * 6 * 32
     assert attend.kv_bytes == 3 * 2 * 2 * 32 * 2 * (16 + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -60,7 +60,7 @@ class Assembled:
 def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool = False) -> Described:
     """From descriptors. left: bytes to plan for. is_only_counted: lines that cannot run here are no error."""
     model = describe(config.model, weights=config.weights)
-    program = record(model, STORAGES.get(config.storage))
+    program = record(model, STORAGES.get(config.storage), config.retention)
     check_needs(config, program)
     try:
         bound = bind(program, body=config.body)
@@ -74,7 +74,7 @@ def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool =
 def describe_companion(config: EngineConfig, model: str, left: int) -> Described:
     """A second program that follows the model's sequences: its own weights and KV, the same limits of a step."""
     described = describe(model, weights=config.weights)
-    own = msgspec.structs.replace(config, model=model, spec=None)
+    own = msgspec.structs.replace(config, model=model, spec=None, keep="all")
     check_follows(record(described, STORAGES.get(config.storage)))
     per_block = kv_block_bytes(own, described.spec)
     context = min(config.context or described.spec.context, described.spec.context)
@@ -88,12 +88,13 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
     """Read the weights, make the pools. name: of the program. team: threads to share with another one's runner."""
     config, promised = described.config, described.bill
     loaded = load(config.model, weights=config.weights)
+    loaded = replace(loaded, spec=loaded.spec.reaching(promised.context))
     storage = STORAGES.get(config.storage)
-    program = record(loaded, storage)
+    program = record(loaded, storage, config.retention)
     bound = bind(program, body=config.body)
     pools = tuple(
-        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=promised.kv_blocks)
-        for g in program.kv_groups
+        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=bill.blocks)
+        for g, bill in zip(program.kv_groups, promised.groups, strict=True)
     )
     kept, states = program.state, None
     if kept is not None:
@@ -108,10 +109,10 @@ def make_memory(config: EngineConfig, promised: MemoryBill, program: str = "mode
     """Who holds which block or slot; the same for a real and a rehearsed engine."""
     if promised.state_slots:
         return RecurrentMemory(promised.state_slots)
-    most = config.step_tokens if config.chunk is None else min(config.step_tokens, config.chunk)
     return BlockMemory(
-        BlockPool(promised.kv_blocks), context=promised.context, contiguous=not config.paging, step_tokens=most,
-        alone="" if config.prefix and config.paging and config.cache else "off",
+        tuple(BlockPool(group.blocks) for group in promised.groups), context=promised.context,
+        reaches=tuple(group.reach for group in promised.groups), contiguous=not config.paging,
+        step_tokens=config.most_step_tokens, alone=config.alone,
         waits=config.batching == "continuous" and program == "model", program=program,
     )  # fmt: skip
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ridgeline.kit.errors import CapacityError, UserError
 from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.spans import blocks_for
 from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.spec import ModelSpec
+from ridgeline.ops.kv import KvGroup
 from ridgeline.ops.program import Program
 from ridgeline.run.arena import StepLimits
 from ridgeline.run.bind import Bound
@@ -23,6 +23,7 @@ from ridgeline.run.machine import available_bytes
 from ridgeline.run.runner import arena_bytes
 
 from .config import EngineConfig
+from .sizing import GroupBill, block_bytes, bytes_for, context_of, size_groups
 
 MIB, GIB = 1 << 20, 1 << 30
 LEAST_CONTEXT = 2048  # an engine that cannot hold one such sequence is refused unless a shorter context is asked for
@@ -59,8 +60,9 @@ class MemoryBill:
     reserve_bytes: int
     available_bytes: int
     kv_blocks: int
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int  # while no layer has dropped any
     context: int
+    groups: tuple[GroupBill, ...] = ()
     cures: tuple[Cure, ...] = ()
     state_slots: int = 0
     state_bytes: int = 0  # of one slot: the recurrent state of a sequence of any length
@@ -79,6 +81,7 @@ class MemoryBill:
 
     def __str__(self) -> str:
         tokens = self.kv_blocks * BLOCK_TOKENS
+        bounded = any(not group.reach.is_everything for group in self.groups)
         kept = f"  KV           {_gib(self.kv_bytes):>12}   {tokens} tokens of {self.kv_bytes_per_token / 1024:.1f} KiB"
         if self.state_slots:
             kept = (
@@ -87,6 +90,7 @@ class MemoryBill:
         lines = [
             f"  weights      {_gib(self.weight_bytes):>12}",
             kept,
+            *(f"    {group}" for group in self.groups if bounded or len(self.groups) > 1),
             f"  activations  {_gib(self.activation_bytes):>12}   for the largest step",
             f"  reserve      {_gib(self.reserve_bytes):>12}",
             f"  together     {_gib(self.total_bytes):>12}",
@@ -108,36 +112,41 @@ class MemoryBill:
 
 def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: int) -> MemoryBill:
     """The bill of this engine, its KV pool sized to what memory allows. UserError for a context no one can have."""
-    if config.context is not None and config.context > spec.context:
+    kept = bound.program.kv_groups
+    is_bounded = bool(kept) and not any(group.reach.is_everything for group in kept)
+    if config.context is not None and config.context > spec.context and not is_bounded:
         raise UserError(
             f"a context of {config.context} was asked for; {spec.name} was made for {spec.context}. "
-            f"Ask for at most {spec.context}."
+            f"Ask for at most {spec.context}, or bound what is kept, as --keep sinks:4+window:512 does."
         )
     wanted = config.context or spec.context
     if bound.program.state is not None:
         return _state_bill(config, spec, bound, available)
     least = config.context or min(spec.context, LEAST_CONTEXT)
-    block_bytes = kv_block_bytes(config, spec)
+    step_tokens = config.most_step_tokens
+    least_bytes = bytes_for(kept, least, step_tokens)
     weights = resident_weight_bytes(bound)
     activations = arena_bytes(bound, step_limits(config, wanted))
     reserve = int(RESERVE_BYTES + RESERVE_SHARE * available)
     if config.kv_bytes is not None:
-        blocks = _asked_blocks(config, block_bytes)
-        least = config.context or min(spec.context, blocks * BLOCK_TOKENS)
-    else:
-        left = available - weights - activations - reserve
-        blocks = min(config.max_sequences * blocks_for(wanted), left // block_bytes)
-        blocks = max(blocks, blocks_for(least))
+        least_bytes = bytes_for(kept, config.context or 1, step_tokens)
+        _check_asked(config, kept, least_bytes)
+    left = available - weights - activations - reserve if config.kv_bytes is None else config.kv_bytes
+    groups = size_groups(
+        kept, max(left, least_bytes), context=wanted, sequences=config.max_sequences, step_tokens=step_tokens
+    )
+    blocks = max((group.blocks for group in groups), default=0)
     bill = MemoryBill(
         model=spec.name,
         weight_bytes=weights,
-        kv_bytes=blocks * block_bytes,
+        kv_bytes=sum(group.nbytes for group in groups),
         activation_bytes=activations,
         reserve_bytes=reserve,
         available_bytes=available,
         kv_blocks=blocks,
-        kv_bytes_per_token=block_bytes // BLOCK_TOKENS,
-        context=min(wanted, blocks * BLOCK_TOKENS),
+        kv_bytes_per_token=sum(group.block_bytes for group in groups) // BLOCK_TOKENS,
+        context=context_of(groups, wanted),
+        groups=groups,
     )
     return bill if bill.fits else replace(bill, cures=_cures(config, bound, bill))
 
@@ -216,15 +225,14 @@ def _reclaimable(stat: Path) -> int:
     return 0
 
 
-def _asked_blocks(config: EngineConfig, block_bytes: int) -> int:
-    blocks = (config.kv_bytes or 0) // block_bytes
-    least = blocks_for(config.context or 1)
-    if blocks < least:
+def _check_asked(config: EngineConfig, kept: tuple[KvGroup, ...], least_bytes: int) -> None:
+    asked = config.kv_bytes or 0
+    if asked < least_bytes:
+        blocks = asked // max(1, sum(map(block_bytes, kept)))
         raise CapacityError(
-            f"kv_bytes is {config.kv_bytes}, room for {blocks * BLOCK_TOKENS} tokens; one sequence of "
-            f"{config.context or BLOCK_TOKENS} needs {least * block_bytes}. Raise kv_bytes or lower the context."
+            f"kv_bytes is {asked}, room for {blocks * BLOCK_TOKENS} tokens; one sequence of "
+            f"{config.context or BLOCK_TOKENS} needs {least_bytes}. Raise kv_bytes or lower the context."
         )
-    return blocks
 
 
 def _cures(config: EngineConfig, bound: Bound, bill: MemoryBill) -> tuple[Cure, ...]:
@@ -240,7 +248,7 @@ def _cures(config: EngineConfig, bound: Bound, bill: MemoryBill) -> tuple[Cure, 
     if config.weights == "f32":
         offer("--weights bf16", weights // 2, price)
     offer("a 4-bit file of this model", weights - FOUR_BIT * elements, price + " more")
-    half = (bill.kv_bytes_per_token // 2) * bill.kv_blocks * BLOCK_TOKENS + bill.state_bytes * (bill.state_slots // 2)
+    half = bill.kv_bytes // 2
     if config.storage == "f32" and bill.kv_blocks:
         offer("--kv bf16", half, "kept keys and values are rounded")
     if config.kv_bytes is not None:

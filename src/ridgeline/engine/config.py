@@ -11,6 +11,7 @@ import msgspec
 
 from ridgeline.decode.speculative import parse
 from ridgeline.kit.errors import UserError
+from ridgeline.memory.retention.retention import Retention, make_retention
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import WEIGHTS
 from ridgeline.run.bind import BODIES
@@ -44,6 +45,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
 
     prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
+    keep: Annotated[str, "which tokens are kept: all, window:N, sinks:N+window:N, h2o:N+window:N"] = "all"
     spec: Annotated[str | None, "guess tokens ahead: PROPOSER:option=value, as ngram:k=4; None: do not"] = None
 
     def check(self) -> None:
@@ -61,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; known: {', '.join(known)}.")
         make_policy(self.policy)  # refuses what there is not
+        self._check_keep()
         if self.spec is not None:
             parse(self.spec)  # likewise
             if not self.cache:
@@ -68,6 +71,34 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.model:
             raise UserError("no model was named; give a known name, a path, or random:<shape>.")
         self.schedule().check()
+
+    def _check_keep(self) -> None:
+        retention = make_retention(self.keep)
+        if self.keep != "all" and not (self.paging and self.cache):
+            raise UserError(f"keep {self.keep!r} gives blocks back as it goes: leave paging and cache on.")
+        if "tokens that stay where they are" in retention.needs and self.spec is not None:
+            raise UserError(
+                f"keep {self.keep!r} packs what it keeps and cannot take guessed tokens back: leave spec {self.spec!r} "
+                f"out, or keep sinks:4+window:512."
+            )
+
+    @property
+    def retention(self) -> Retention | None:
+        """What `keep` means; None: layers read what their model says and all of them keep everything, in one pool."""
+        is_shared = self.prefix or not (self.paging and self.cache)
+        return None if self.keep == "all" and is_shared else make_retention(self.keep)
+
+    @property
+    def alone(self) -> str:
+        """Why sequences share no beginnings; "": they do."""
+        if not (self.prefix and self.paging and self.cache):
+            return "off"
+        return "" if make_retention(self.keep).prefix_stable else "not prefix-stable"
+
+    @property
+    def most_step_tokens(self) -> int:
+        """The most one step computes of a sequence."""
+        return self.step_tokens if self.chunk is None else min(self.step_tokens, self.chunk)
 
     @property
     def storage(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -116,6 +116,13 @@ class ModelSpec:
     def query_scale(self) -> float:
         """What multiplies the scores of attention."""
         return 1 / math.sqrt(self.query_pre_scale or self.head_dim)
+
+    def reaching(self, positions: int) -> ModelSpec:
+        """The same with ropes for at least so many positions: what keeps a bounded past may go beyond its context."""
+        if positions <= min(rope.positions for rope in (self.rope, self.local_rope or self.rope)):
+            return self
+        local = self.local_rope and replace(self.local_rope, positions=max(positions, self.local_rope.positions))
+        return replace(self, rope=replace(self.rope, positions=max(positions, self.rope.positions)), local_rope=local)
 
     def window_of(self, layer: int) -> int:
         return self.windows[layer] if self.windows else 0

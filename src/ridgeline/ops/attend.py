@@ -41,7 +41,7 @@ def meaning(step: StepView, line: Line, qkv: Any) -> Any:  # [tokens, (heads + 2
 def cost(batch: BatchShape, line: Line) -> Cost:
     """4 FLOPs a query-key pair, head and dimension (QKᵀ and PV). K and V: written once, each kept token read once."""
     heads, kv_heads, dim = (line.attributes[k] for k in ("heads", "kv_heads", "head_dim"))
-    pairs, kv_tokens = batch.attention(line.attributes["window"])
+    pairs, kv_tokens = batch.attention(line.attributes["reach"])
     per_token = line.attributes["storage"].bytes_per_token(kv_heads, dim)
     return Cost(
         flops=4 * pairs * heads * dim,

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 from ridgeline.kit.cost import Number
 
+from .kv import EVERYTHING, Reach
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
     """tokens: rows of the flattened batch. logit_rows: rows projected to the vocabulary. sequences: entries.
     pairs: query-key pairs of causal attention. kv_tokens: kept tokens read at least once (Σ context at the end).
-    windowed: the same two for layers that read only the last `window` keys: {window: (pairs, kv_tokens)}.
+    reached: the same two for layers that read only part of what came before: {reach: (pairs, kv_tokens)}.
     experts: distinct experts whose weights a layer reads, as counted in a step that ran; None: expected from `tokens`.
     """
 
@@ -21,37 +23,39 @@ class BatchShape:
     sequences: Number
     pairs: Number
     kv_tokens: Number
-    windowed: Mapping[int, tuple[Number, Number]] = field(default_factory=dict)
+    reached: Mapping[Reach, tuple[Number, Number]] = field(default_factory=dict)
     experts: Number | None = None
 
     @classmethod
-    def of(cls, entries: Iterable[tuple[int, int]], logit_rows: int, windows: Iterable[int] = ()) -> BatchShape:
+    def of(cls, entries: Iterable[tuple[int, int]], logit_rows: int, reaches: Iterable[Reach] = ()) -> BatchShape:
         """From (context before, tokens) of every entry."""
         entries = tuple(entries)
-        counts = [count_pairs(before, tokens, 0) for before, tokens in entries]
-        windowed = {}
-        for window in windows:
-            narrow = [count_pairs(before, tokens, window) for before, tokens in entries]
-            windowed[window] = (sum(p for p, _ in narrow), sum(k for _, k in narrow))
+        counts = [count_pairs(before, tokens) for before, tokens in entries]
+        reached = {}
+        for reach in reaches:
+            narrow = [count_pairs(before, tokens, reach) for before, tokens in entries]
+            reached[reach] = (sum(p for p, _ in narrow), sum(k for _, k in narrow))
         return cls(
             tokens=sum(tokens for _, tokens in entries),
             logit_rows=logit_rows,
             sequences=len(entries),
             pairs=sum(p for p, _ in counts),
             kv_tokens=sum(k for _, k in counts),
-            windowed=windowed,
+            reached=reached,
         )
 
-    def attention(self, window: int) -> tuple[Number, Number]:
-        """(pairs, kv_tokens) of a layer; window 0 reads everything."""
-        return (self.pairs, self.kv_tokens) if window == 0 else self.windowed[window]
+    def attention(self, reach: Reach) -> tuple[Number, Number]:
+        """(pairs, kv_tokens) of a layer."""
+        return (self.pairs, self.kv_tokens) if reach.is_everything else self.reached[reach]
 
 
-def count_pairs(before: int, tokens: int, window: int) -> tuple[int, int]:
-    """(query-key pairs, kept tokens read) of `tokens` causal rows after `before` kept ones (A9)."""
+def count_pairs(before: int, tokens: int, reach: Reach = EVERYTHING) -> tuple[int, int]:
+    """(query-key pairs, kept tokens read) of `tokens` causal rows after `before` computed ones (A9)."""
+    before = int(reach.kept(before)) if reach.heavy else before  # packed: everything that is kept is read
     after = before + tokens
-    if window == 0 or after <= window:
+    seen = 0 if reach.heavy else reach.budget  # the last `window` and the first `sinks`
+    if seen == 0 or after <= seen:
         return tokens * before + tokens * (tokens + 1) // 2, after
-    full = min(tokens, after - window)  # rows at positions >= window see exactly `window` keys
+    full = min(tokens, after - seen)  # rows at positions >= seen see exactly so many keys
     rest = tokens - full
-    return full * window + rest * before + rest * (rest + 1) // 2, min(after, window + tokens - 1)
+    return full * seen + rest * before + rest * (rest + 1) // 2, min(after, seen + tokens - 1)

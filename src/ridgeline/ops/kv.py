@@ -52,6 +52,9 @@ class Reach:
         return "+".join(f"{name}:{value}" for name, value in named if value) or "all"
 
 
+EVERYTHING = Reach()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class KvGroup:
     """Layers that keep and read the same tokens: one pool, one block table a sequence. A layer's place in `layers` is

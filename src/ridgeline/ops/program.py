@@ -27,7 +27,7 @@ from .experts import EXPERTS
 from .gated_norm import GATED_NORM
 from .gather import GATHER
 from .head_norm import HEAD_NORM
-from .kv import KvGroup, Reach
+from .kv import EVERYTHING, KvGroup, Reach
 from .linear import HEAD, LINEAR
 from .norm import NORM
 from .op import LOGITS, TOKENS, Line, Op, Value
@@ -54,7 +54,7 @@ class Program:
     lines: tuple[Line, ...]
     values: tuple[Value, ...]
     cuts: tuple[int, ...]  # line index after which layer i ends
-    windows: tuple[int, ...]  # attention windows in use, without 0
+    reaches: tuple[Reach, ...]  # what layers read that do not read everything
     groups: tuple[tuple[int, int], ...]  # lines [a, b) that run as one (peephole fusion, D8)
     kv_groups: tuple[KvGroup, ...] = ()  # layers by what they keep
     state: KeptState | None = None  # what recurrent layers keep of a sequence
@@ -155,7 +155,7 @@ class Recorder:
         layers.append(self._layer or 0)
         shape = {
             "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale, "storage": self._storage,
-            "window": 0 if reach.heavy else reach.window, "sinks": 0 if reach.heavy else reach.sinks,
+            "reach": reach, "window": 0 if reach.heavy else reach.window, "sinks": 0 if reach.heavy else reach.sinks,
             "group": list(self._kept).index(kept), "pool_layer": len(layers) - 1,
         }  # fmt: skip
         return self._add(ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
@@ -223,7 +223,7 @@ class Recorder:
 
     def finish(self) -> Program:
         lines = tuple(self._lines)
-        windows = sorted({line.attributes["window"] for line in lines if line.op.kind == "attend"} - {0})
+        reaches = {line.attributes["reach"] for line in lines if line.op.kind == "attend"} - {EVERYTHING}
         kept = tuple(
             KvGroup(index, reach, kv_heads, head_dim, tuple(layers), self._storage)
             for index, ((reach, kv_heads, head_dim), layers) in enumerate(self._kept.items())
@@ -233,7 +233,7 @@ class Recorder:
             lines,
             tuple(self._values),
             tuple(self._cuts),
-            tuple(windows),
+            tuple(sorted(reaches)),
             fuse(lines),
             kept,
             self._kept_state,

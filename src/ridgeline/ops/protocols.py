@@ -63,7 +63,8 @@ class KvStorage(Protocol):
 class KvRetention(Protocol):
     """Which tokens are kept and read (memory/retention/)."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def reach(self, window: int) -> Any:
         """ops.kv.Reach of a layer whose model gives it this window (0: all)."""

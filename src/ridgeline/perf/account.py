@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ridgeline.ops.batch import count_pairs
+from ridgeline.ops.kv import Reach
 from ridgeline.state.plan import Entry, SequenceId, StepPlan, StepResult
 from ridgeline.state.sequence import Sequence
 
@@ -38,7 +39,7 @@ class OtherWork(msgspec.Struct, frozen=True):
 class StepTable(msgspec.Struct, frozen=True):
     """What an Account saw; travels between processes. Columns are packed little numbers, not text.
 
-    shapes: int64 [rows][len(COLUMNS) + 2 per window], one row per step and phase present in it (a BatchShape).
+    shapes: int64 [rows][len(COLUMNS) + 2 per reach], one row per step and phase present in it (a BatchShape).
     times: float64 [steps][2], started and ended on the engine's clock.
     line_ns: int64 [2^phases][lines], nanoseconds by Program line, summed over steps with the same set of phases.
     host_s: between steps while a request was waiting or running; idle_s: nobody had asked for anything.
@@ -46,7 +47,7 @@ class StepTable(msgspec.Struct, frozen=True):
     guessed, accepted: tentative tokens judged, and those that stayed (I1).
     """
 
-    windows: tuple[int, ...]
+    reaches: tuple[Reach, ...]
     shapes: bytes
     times: bytes
     line_ns: bytes
@@ -63,7 +64,7 @@ class StepTable(msgspec.Struct, frozen=True):
     transfer_ns: int = 0
 
     def shape_rows(self) -> npt.NDArray[np.int64]:
-        return np.frombuffer(self.shapes, np.int64).reshape(-1, len(COLUMNS) + 2 * len(self.windows))
+        return np.frombuffer(self.shapes, np.int64).reshape(-1, len(COLUMNS) + 2 * len(self.reaches))
 
     def step_times(self) -> npt.NDArray[np.float64]:
         return np.frombuffer(self.times, np.float64).reshape(-1, 2)
@@ -89,8 +90,8 @@ class Account:
     for the sequence: until then everything is prefill.
     """
 
-    def __init__(self, windows: tuple[int, ...] = ()) -> None:
-        self._windows = windows
+    def __init__(self, reaches: tuple[Reach, ...] = ()) -> None:
+        self._reaches = reaches
         self.reset()
 
     def reset(self) -> None:
@@ -127,7 +128,7 @@ class Account:
             phase = self._phase(entry, gap)
             row = sums.get(phase)
             if row is None:
-                row = sums[phase] = [0] * (5 + 2 * len(self._windows))
+                row = sums[phase] = [0] * (5 + 2 * len(self._reaches))
             self._add(row, entry)
         step = len(self._times) // 2
         mix = 0
@@ -166,7 +167,7 @@ class Account:
         idle_s = sum(end - begin for begin, end in self._idle)
         lines = self._line_ns if self._line_ns is not None else np.zeros((2 ** len(PHASES), 0), np.int64)
         return StepTable(
-            self._windows,
+            self._reaches,
             self._shapes.tobytes(),
             self._times.tobytes(),
             lines.tobytes(),
@@ -218,7 +219,7 @@ class Account:
         row[2] += 1
         row[3] += tokens * before + tokens * (tokens + 1) // 2
         row[4] += before + tokens
-        for index, window in enumerate(self._windows):
-            pairs, kept = count_pairs(before, tokens, window)
+        for index, reach in enumerate(self._reaches):
+            pairs, kept = count_pairs(before, tokens, reach)
             row[5 + 2 * index] += pairs
             row[6 + 2 * index] += kept

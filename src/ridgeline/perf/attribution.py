@@ -147,19 +147,19 @@ def _shapes(table: StepTable, steps: int) -> list[BatchShape]:
         dense = np.zeros((steps, rows.shape[1] - 2), np.int64)
         dense[mine[:, 0]] = mine[:, 2:]
         tokens, logit_rows, sequences, pairs, kv_tokens, *rest = dense.T
-        windowed = {window: (rest[2 * i], rest[2 * i + 1]) for i, window in enumerate(table.windows)}
-        shapes.append(BatchShape(tokens, logit_rows, sequences, pairs, kv_tokens, windowed))
+        reached = {reach: (rest[2 * i], rest[2 * i + 1]) for i, reach in enumerate(table.reaches)}
+        shapes.append(BatchShape(tokens, logit_rows, sequences, pairs, kv_tokens, reached))
     return shapes
 
 
 def _sum(shapes: list[BatchShape]) -> BatchShape:
     names = ("tokens", "logit_rows", "sequences", "pairs", "kv_tokens")
-    windowed = {
-        window: (sum(s.windowed[window][0] for s in shapes), sum(s.windowed[window][1] for s in shapes))
-        for window in shapes[0].windowed
+    reached = {
+        reach: (sum(s.reached[reach][0] for s in shapes), sum(s.reached[reach][1] for s in shapes))
+        for reach in shapes[0].reached
     }
     sums = {name: sum(getattr(shape, name) for shape in shapes) for name in names}
-    return BatchShape(**sums, windowed=windowed)
+    return BatchShape(**sums, reached=reached)
 
 
 def _scaled(cost: Cost, share: Doubles) -> Cost:

@@ -56,12 +56,12 @@ class PhaseCount(msgspec.Struct, frozen=True):
 
 def prefill_shape(program: Program, batch: int, prompt: int) -> BatchShape:
     """All prompts in one step; one token is chosen for each."""
-    return BatchShape.of([(0, prompt)] * batch, batch, program.windows)
+    return BatchShape.of([(0, prompt)] * batch, batch, program.reaches)
 
 
 def decode_shape(program: Program, batch: int, context: int) -> BatchShape:
     """One token each, after `context` kept ones."""
-    return BatchShape.of([(context, 1)] * batch, batch, program.windows)
+    return BatchShape.of([(context, 1)] * batch, batch, program.reaches)
 
 
 def count_phase(name: str, program: Program, machine: Machine, shape: BatchShape) -> PhaseCount:

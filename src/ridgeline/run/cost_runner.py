@@ -8,6 +8,7 @@ from __future__ import annotations
 from ridgeline.kit.clock import VirtualClock
 from ridgeline.kit.errors import InvariantError
 from ridgeline.ops.batch import BatchShape
+from ridgeline.ops.kv import Reach
 from ridgeline.ops.program import Program
 from ridgeline.ops.sample import uniform
 from ridgeline.state.plan import Entry, RowResult, StepPlan, StepResult
@@ -18,10 +19,10 @@ from .machine import Machine
 WRONG = 1  # tokens here are 0 or 1: this minus a token is the other one
 
 
-def batch_shape(plan: StepPlan, windows: tuple[int, ...] = ()) -> BatchShape:
+def batch_shape(plan: StepPlan, reaches: tuple[Reach, ...] = ()) -> BatchShape:
     """What a plan costs, in the few numbers that costs depend on."""
     rows = sum(len(entry.rows) for entry in plan.entries)
-    return BatchShape.of(((entry.start, len(entry.tokens)) for entry in plan.entries), rows, windows)
+    return BatchShape.of(((entry.start, len(entry.tokens)) for entry in plan.entries), rows, reaches)
 
 
 class CostRunner:
@@ -29,12 +30,12 @@ class CostRunner:
 
     def __init__(self, program: Program, machine: Machine, clock: VirtualClock, *, acceptance: float = 0.0) -> None:
         self._estimator, self._clock = Estimator(program, machine), clock
-        self._windows = program.windows
+        self._reaches = program.reaches
         self._acceptance = acceptance
 
     def submit(self, plan: StepPlan) -> StepResult:
         started = self._clock.now()
-        self._clock.advance(float(self._estimator.step_seconds(batch_shape(plan, self._windows))))
+        self._clock.advance(float(self._estimator.step_seconds(batch_shape(plan, self._reaches))))
         rows = tuple(self._answer(entry) for entry in plan.entries)
         return StepResult(rows, started, self._clock.now())
 

@@ -25,5 +25,5 @@ class StepCosts:
         """entries: (context before, tokens); rows: logit rows."""
         if program not in self._estimators:
             self._estimators[program] = Estimator(self._programs[program], self._machine())
-        windows = self._programs[program].windows
-        return float(self._estimators[program].step_seconds(BatchShape.of(entries, rows, windows)))
+        reaches = self._programs[program].reaches
+        return float(self._estimators[program].step_seconds(BatchShape.of(entries, rows, reaches)))

@@ -1,0 +1,74 @@
+"""Sizing: how many blocks each group of layers gets of the KV memory there is, and what a sequence may hold of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ridgeline.memory.kv_pool import KvPool
+from ridgeline.memory.spans import most_blocks
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.ops.kv import KvGroup, Reach
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBill:
+    """One group of layers and its pool. most: blocks that one sequence of the whole context ever holds."""
+
+    reach: Reach
+    layers: int
+    blocks: int
+    block_bytes: int
+    most: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks * self.block_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layers} layers keep {self.reach}: {self.blocks} blocks of {self.block_bytes / 1024:.1f} KiB, "
+            f"at most {self.most} a sequence"
+        )
+
+
+def block_bytes(group: KvGroup) -> int:
+    """One block in all layers of the group."""
+    storage = STORAGES.get(group.storage.name)
+    return KvPool.bytes_for(
+        storage, layers=len(group.layers), kv_heads=group.kv_heads, head_dim=group.head_dim, blocks=1
+    )  # fmt: skip
+
+
+def size_groups(
+    groups: tuple[KvGroup, ...], kv_bytes: int, *, context: int, sequences: int, step_tokens: int
+) -> tuple[GroupBill, ...]:
+    """Blocks for every group within kv_bytes: as many as the group that keeps everything, but no more than
+    `sequences` sequences of `context` tokens can hold. At least one block each, even where that is too much."""
+    bytes_of = [block_bytes(group) for group in groups]
+    most = [most_blocks(group.reach, context, step_tokens) for group in groups]
+
+    def sized(blocks: int) -> tuple[int, ...]:
+        return tuple(max(1, min(blocks, sequences * limit)) for limit in most)
+
+    low, high = 1, max(1, sequences * max(most, default=1))
+    while low < high:  # the most blocks that fit
+        middle = (low + high + 1) // 2
+        fits = sum(b * n for b, n in zip(bytes_of, sized(middle), strict=True)) <= kv_bytes
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return tuple(
+        GroupBill(group.reach, len(group.layers), blocks, nbytes, limit)
+        for group, blocks, nbytes, limit in zip(groups, sized(low), bytes_of, most, strict=True)
+    )
+
+
+def context_of(groups: tuple[GroupBill, ...], wanted: int) -> int:
+    """Tokens that one sequence can have with these pools to itself."""
+    rooms = [
+        wanted if group.most <= group.blocks else group.blocks * BLOCK_TOKENS for group in groups
+    ]  # a group that is bounded and too small has room for its blocks at least
+    return min([wanted, *rooms])
+
+
+def bytes_for(groups: tuple[KvGroup, ...], context: int, step_tokens: int) -> int:
+    """KV bytes that one sequence of `context` tokens needs."""
+    return sum(block_bytes(group) * most_blocks(group.reach, context, step_tokens) for group in groups)
