@@ -285,3 +285,18 @@ def test_splits_that_would_not_be_exact_are_refused(tmp_path, name, words):
         load(f"{name}:{write_dense(tmp_path / 'm')}")  # 96 wide
     with pytest.raises(UserError, match="cut through"):
         describe(f"moe8:random:{tmp_path / 'm' / 'config.json'}", weights="q4_1")
+
+
+@pytest.mark.model
+def test_smollm2_as_eight_experts_gives_the_same_ids():
+    """All experts on, weight 1 each: the dense model, on its own bits (q4_1: 192 columns are six groups of 32)."""
+    requests = [
+        Request(f"r{i}", ids, 12, ignore_stop=True) for i, ids in enumerate(((504, 3575, 282, 4649, 314), (1604,)))
+    ]
+    answers = []
+    for name in ("smollm2-135m", "moe8:smollm2-135m"):
+        engine = TinyEngine(name, context=64)
+        assert engine.engine.facts.family == ("llama" if name.startswith("s") else "mixtral")
+        answers.append(engine.run(requests))
+        engine.engine.close()
+    assert answers[0] == answers[1]

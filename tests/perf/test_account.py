@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe
+from ridgeline.models.load import record as record_model
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.kv import Reach
 from ridgeline.perf.account import DECODE, PHASES, PREFILL, RECOMPUTE, Account
@@ -226,3 +229,16 @@ def test_untimed_lines_leave_parts_without_seconds():
     assert result.operators_s == 0 and result.between_operators_s == 0
     assert all(part.seconds == 0 and part.by_phase_s == {} for part in result.parts)
     assert [phase.name for phase in result.phases] == [PHASES[PREFILL]]
+
+
+def test_weights_of_experts_are_those_that_ran():
+    """A16: the step says how many distinct experts ran; without a count, what even routing leads one to expect."""
+    program = record_model(describe("random:mixture-64x2"), STORAGES.get("bf16"))
+    stacks = sum(weight.nbytes for line in program if line.op.kind == "experts" for weight in line.weights)
+    for counted, expected in ((5.5, 5.5), (None, 64 * (1 - (62 / 64) ** 4))):
+        account = Account()
+        plan = StepPlan(tuple(entry(i, 3, 1, True) for i in range(4)))
+        timed = np.full(len(program.lines), 1000, np.int64)
+        account.on_step(plan, StepResult((), 0.0, 0.1, timed, 1, experts=counted))
+        work = Attribution(account.table(), program, round_machine()).parts["experts"]
+        assert work.cost.weight_bytes == pytest.approx(stacks * expected / 64)

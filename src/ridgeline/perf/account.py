@@ -6,6 +6,7 @@ an addition is done later, in summary.py. Refuses nothing: it must never slow or
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ class StepTable(msgspec.Struct, frozen=True):
     host_s: between steps while a request was waiting or running; idle_s: nobody had asked for anything.
     others: work of programs besides the model, by name; it lies inside the steps' times.
     guessed, accepted: tentative tokens judged, and those that stayed (I1).
+    experts: float64 [steps], distinct experts that ran in a layer on average; NaN where not counted (K8).
     """
 
     reaches: tuple[Reach, ...]
@@ -62,6 +64,12 @@ class StepTable(msgspec.Struct, frozen=True):
     accepted: int = 0
     tokens_cached: int = 0
     transfer_ns: int = 0
+    experts: bytes = b""
+
+    def expert_counts(self) -> npt.NDArray[np.float64] | None:
+        """[steps]; None unless every step counted them."""
+        counts = np.frombuffer(self.experts, np.float64)
+        return None if not counts.size or np.isnan(counts).any() else counts
 
     def shape_rows(self) -> npt.NDArray[np.int64]:
         return np.frombuffer(self.shapes, np.int64).reshape(-1, len(COLUMNS) + 2 * len(self.reaches))
@@ -98,6 +106,7 @@ class Account:
         """Forget everything seen; sequences that are running are met again as prefill."""
         self._shapes = array("q")
         self._times = array("d")
+        self._experts = array("d")
         self._line_ns: npt.NDArray[np.int64] | None = None
         self._progress: dict[SequenceId, _Progress] = {}
         self._idle: list[list[float]] = []  # [begin, end]; end moves back to the arrival that ended it
@@ -136,6 +145,7 @@ class Account:
             mix |= 1 << phase
             self._shapes.extend((step, phase, *row))
         self._times.extend((result.started_s, result.ended_s))
+        self._experts.append(math.nan if result.experts is None else result.experts)
         self._last_end = result.ended_s
         self._native_calls += result.native_calls
         if result.line_ns is not None:
@@ -185,6 +195,7 @@ class Account:
             self._accepted,
             self._tokens_cached,
             self._transfer_ns,
+            self._experts.tobytes(),
         )
 
     # -- inside

@@ -8,7 +8,7 @@ shared the same way. Lines measured in mixed steps follow their own line's share
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class Attribution:
     def __init__(self, table: StepTable, program: Program, machine: Machine) -> None:
         self.steps = len(table.step_times())
         self.phases = [PhaseWork(shape) for shape in _shapes(table, self.steps)]
-        self.whole = _sum([phase.shape for phase in self.phases])
+        self.whole = replace(_sum([phase.shape for phase in self.phases]), experts=table.expert_counts())
         self.parts: dict[str, PartWork] = {}
         present = np.stack([phase.shape.tokens for phase in self.phases]) > 0  # [phases, steps]
         self.mixed_steps = int((present.sum(0) > 1).sum())

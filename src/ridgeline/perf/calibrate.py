@@ -78,10 +78,10 @@ def _efficiency(machine: Machine, weights: str) -> dict[str, float]:
     many, one = timed(_plan([(0, 256)])), timed(_plan([(8, 1)]))
     far, deep = timed(_plan([(CONTEXT - 1, 1)] * 16)), timed(_plan([(CONTEXT - 256, 256)]))
     cost, seconds = many(("linear",))
-    for kind in ("linear", "head"):
+    for kind in ("linear", "head", "experts"):  # experts run the blocks of linear
         found[f"{kind} {number_kind}"] = cost.flops / seconds / machine.peak(number_kind)
     cost, seconds = one(("linear", "head"))
-    for kind in ("linear", "head"):
+    for kind in ("linear", "head", "experts"):
         found[f"{kind} {number_kind} bytes"] = cost.weight_bytes / seconds / bandwidth
     cost, seconds = deep(("attend",))
     found["attend f32"] = cost.flops / seconds / machine.peak("f32")
