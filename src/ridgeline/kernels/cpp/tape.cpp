@@ -1,6 +1,7 @@
 // The tape: checks a step, then every thread of the team walks the instructions with barriers between them. Also the
 // choice of the instruction set and the measured ceilings. Everything that can be wrong is found before the first thread
 // starts, so that kernels check nothing.
+// size: every operator's check stands here, none in the kernels
 #include <stddef.h>
 
 #include <atomic>
