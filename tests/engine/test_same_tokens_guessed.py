@@ -1,6 +1,8 @@
 """Promise 1 with guessing ahead (I1, I7): ids are those of plain decoding, greedy or drawn, whoever guesses and however
 well, in any batch, chunking and preemption, on every instruction set."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -105,3 +107,31 @@ def test_ends_and_limits_are_those_of_plain_decoding(case: Case) -> None:
         engine.engine.close()
         assert got["a"] == plain[:limit]
         assert got["b"] == plain[: plain.index(plain[4]) + 1]
+
+
+@pytest.mark.parametrize("spec", ["draft:{other},k=2,rule=exact,adapt=off", "ngram:k=2,rule=exact,adapt=off"])
+def test_the_exact_rule_keeps_the_law_of_drawn_answers(tmp_path, spec: str) -> None:
+    """chi-squared of two samples of 600 answers of 3 tokens, plain and guessed, by the model's likelier tokens."""
+    model = write_config(_folder(tmp_path / "a"), LLAMA | {"vocab_size": 320})
+    other = write_config(_folder(tmp_path / "b"), SMALLER | {"vocab_size": 320})
+    counts = []
+    for option, first in ((None, 0), (spec.format(other=other), 10_000)):
+        engine = TinyEngine(model, weights="bf16", spec=option, max_sequences=50, kv_bytes=1 << 24)
+        prompt = (7, 8, 9, 7, 8)
+        requests = [
+            Request(f"r{i}", prompt, 3, Sampling(temperature=0.7, top_k=4, seed=first + i), ignore_stop=True)
+            for i in range(600)
+        ]
+        got = engine.run(requests)
+        engine.engine.close()
+        counts.append([Counter(tokens[place] for tokens in got.values()) for place in range(3)])
+    for plain, guessed in zip(*counts, strict=True):
+        common = [token for token in plain | guessed if plain[token] + guessed[token] >= 10]
+        statistic = sum((plain[t] - guessed[t]) ** 2 / (plain[t] + guessed[t]) for t in common)
+        freedom = max(len(common) - 1, 1)
+        assert statistic < freedom + 4.5 * (2 * freedom) ** 0.5, (plain, guessed)
+
+
+def _folder(path):
+    path.mkdir()
+    return path

@@ -45,6 +45,7 @@ class Answers:
     rank: np.ndarray
     top_ids: np.ndarray
     top_logprobs: np.ndarray
+    laws: np.ndarray
 
 
 def sample(team: native.Team, logits: np.ndarray, rows: list[Row]) -> Answers:
@@ -61,8 +62,10 @@ def sample(team: native.Team, logits: np.ndarray, rows: list[Row]) -> Answers:
         struct.history_end, struct.bias_end = len(history), len(bias)
     answers = Answers(
         np.full(count, -7, np.int32), np.zeros(count, np.float32), np.zeros(count, np.int32),
-        np.zeros((count, 20), np.int32), np.zeros((count, 20), np.float32),
+        np.zeros((count, 20), np.int32), np.zeros((count, 20), np.float32), np.full((count, vocabulary), 7, np.float32),
     )  # fmt: skip
+    for place, struct in enumerate(structs):
+        struct.law = place + 1
     batch = Batch(0, count)
     batch.struct.sampling = native.ctypes.addressof(structs)
     batch["history_ids"] = np.array([token for token, _ in history] or [0], np.int32)
@@ -71,6 +74,7 @@ def sample(team: native.Team, logits: np.ndarray, rows: list[Row]) -> Answers:
     batch["bias_values"] = np.array([value for _, value in bias] or [0], np.float32)
     batch["sampled"], batch["logprob"], batch["rank"] = answers.tokens, answers.logprob, answers.rank
     batch["top_ids"], batch["top_logprobs"] = answers.top_ids, answers.top_logprobs
+    batch["laws"] = answers.laws
     arena = Arena()
     source = arena.place(logits)
     scratch = native.scratch_bytes(team.threads, 1, 16, 1, 8, vocabulary)
@@ -140,12 +144,15 @@ def test_a_draw_is_the_inverse_of_the_distribution_at_the_keyed_number(
         frequency=frequency, history=tuple((int(t), i % 3) for i, t in enumerate(tokens)),
         bias=tuple((int(t), 2.0 * i) for i, t in enumerate(tokens[:2])),
     )  # fmt: skip
-    token = int(sample(teams(1), logits, [row]).tokens[0])
+    answers = sample(teams(1), logits, [row])
+    token = int(answers.tokens[0])
     u = uniform(seed, choice, position)
 
     def fits(row: Row) -> bool:
         ids, shares = candidates(logits[0], row)
-        if token not in ids:
+        law = np.zeros(vocabulary)
+        law[ids] = np.diff(shares, prepend=0.0)
+        if token not in ids or np.abs(law - answers.laws[0]).max() > 1e-5:
             return False
         place = int(np.flatnonzero(ids == token)[0])
         return bool((shares[place - 1] if place else 0.0) - 1e-5 <= u <= shares[place] + 1e-5)

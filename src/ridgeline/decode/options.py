@@ -13,7 +13,7 @@ def split(text: str) -> tuple[str, dict[str, str]]:
     options: dict[str, str] = {}
     for item in filter(None, rest.split(",")):
         key, mark, value = item.partition("=")
-        key, value = (key, value) if mark else ("model", item)
+        key, value = (key, value) if mark and key.strip().isidentifier() else ("model", item)
         if key in options:
             raise UserError(f"{text!r} gives {key} twice.")
         options[key.strip()] = value.strip()

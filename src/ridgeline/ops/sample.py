@@ -42,19 +42,22 @@ def meaning(step: StepView, line: Line, logits: Any) -> Any:  # [logit_rows, voc
 
 def choose(logits: Any, row: LogitRow) -> RowResult:  # [vocabulary]
     sampling = row.sampling
-    token = row.target
+    token, law = row.target, None
     if token < 0:
         adjusted = adjust(logits, row)
         if sampling.is_greedy:
             token = int(adjusted.argmax())
+            law = adjusted.new_zeros(len(adjusted))
+            law[token] = 1.0
         else:
-            token = draw(adjusted, row)
+            token, law = draw(adjusted, row)
+    drawn_from = law.cpu().numpy() if row.law and law is not None else None
     if row.logprobs < 0:
-        return RowResult(token)
+        return RowResult(token, law=drawn_from)
     logprobs = logits.log_softmax(-1)
     values, ids = logprobs.sort(descending=True, stable=True)
     top = tuple((int(ids[i]), float(values[i])) for i in range(row.logprobs))
-    return RowResult(token, float(logprobs[token]), int((logprobs > logprobs[token]).sum()), top)
+    return RowResult(token, float(logprobs[token]), int((logprobs > logprobs[token]).sum()), top, drawn_from)
 
 
 def adjust(logits: Any, row: LogitRow) -> Any:
@@ -77,7 +80,8 @@ def adjust(logits: Any, row: LogitRow) -> Any:
     return logits
 
 
-def draw(logits: Any, row: LogitRow) -> int:
+def draw(logits: Any, row: LogitRow) -> tuple[int, Any]:
+    """The token, and the law [vocabulary] it was drawn from."""
     sampling = row.sampling
     values, ids = (logits / sampling.temperature).sort(descending=True, stable=True)
     if sampling.top_k:
@@ -90,7 +94,9 @@ def draw(logits: Any, row: LogitRow) -> int:
     mass = mass[kept]
     u = uniform(sampling.seed, row.choice, row.position)
     place = int((mass.cumsum(-1) <= u * mass.sum()).sum())
-    return int(ids[kept][min(place, len(mass) - 1)])
+    law = logits.new_zeros(len(logits))
+    law[ids[kept]] = mass / mass.sum()
+    return int(ids[kept][min(place, len(mass) - 1)]), law
 
 
 def cost(batch: BatchShape, line: Line) -> Cost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ SAMPLING = np.dtype(
         ("temperature", "f4"), ("top_p", "f4"), ("min_p", "f4"), ("top_k", "i4"),
         ("repetition", "f4"), ("presence", "f4"), ("frequency", "f4"),
         ("history_begin", "i4"), ("history_end", "i4"), ("bias_begin", "i4"), ("bias_end", "i4"),
+        ("law", "i4"), ("reserved", "i4"),
     ],
     align=True,
 )  # fmt: skip
@@ -33,12 +35,14 @@ class NativeBatch:
     """fill(plan) before the call, results(plan) after it. Arrays are int32 unless named otherwise."""
 
     def __init__(
-        self, limits: StepLimits, line_ns: npt.NDArray[np.int64], groups: int = 1, states: RecurrentPool | None = None
-    ) -> None:
-        """groups: KvGroups of the program, each with block tables and slots of its own."""
+        self, limits: StepLimits, line_ns: npt.NDArray[np.int64], groups: int = 1, states: RecurrentPool | None = None,
+        vocabulary: int = 0,
+    ) -> None:  # fmt: skip
+        """groups: KvGroups of the program, each with block tables and slots of its own. vocabulary: of the head."""
         if SAMPLING.itemsize != ctypes.sizeof(native.RlSampling):
             raise AssertionError("SAMPLING and RlSampling differ")
-        self._limits, self._groups = limits, groups
+        self._limits, self._groups, self._vocabulary = limits, groups, vocabulary
+        self._laws = np.zeros((0, vocabulary), np.float32)  # grows when a row asks for its distribution
         self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS if groups else 1
         tokens, rows, sequences = limits.tokens, max(limits.logit_rows, 1), limits.sequences
         self._ids, self._positions, self._sequence_of = _ints(tokens), _ints(tokens), _ints(tokens)
@@ -77,7 +81,7 @@ class NativeBatch:
         )
         slots = self._slots[: self._groups * tokens].reshape(self._groups, tokens)
         has_slots = has_trees = False
-        token = row = 0
+        token = row = laws = 0
         history: list[tuple[int, int]] = []
         bias: list[tuple[int, float]] = []
         for index, entry in enumerate(plan.entries):
@@ -100,9 +104,13 @@ class NativeBatch:
                 self._branch(entry, token)
             for wanted in entry.rows:
                 self._logit_token[row] = token + wanted.offset
-                self._sampling[row] = self._packed(wanted, history, bias)
+                self._sampling[row] = self._packed(wanted, history, bias, laws + 1 if wanted.law else 0)
+                laws += wanted.law
                 row += 1
             token += count
+        if laws > len(self._laws):
+            self._laws = np.zeros((laws, self._vocabulary), np.float32)
+        self.struct.laws = self._laws.ctypes.data
         self._first[len(plan.entries)] = token
         self.struct.tokens, self.struct.sequences, self.struct.logit_rows = token, len(plan.entries), row
         self.struct.slots = self._slots.ctypes.data if has_slots else None
@@ -119,11 +127,15 @@ class NativeBatch:
 
     def results(self, plan: StepPlan) -> tuple[tuple[RowResult, ...], ...]:
         answers = []
-        row = 0
+        row = laws = 0
         for entry in plan.entries:
             entry_rows = []
             for wanted in entry.rows:
-                entry_rows.append(self._result(row, wanted))
+                result = self._result(row, wanted)
+                if wanted.law:
+                    result = replace(result, law=self._laws[laws].copy())
+                    laws += 1
+                entry_rows.append(result)
                 row += 1
             answers.append(tuple(entry_rows))
         return tuple(answers)
@@ -136,7 +148,9 @@ class NativeBatch:
         top = tuple((int(ids[i]), float(values[i])) for i in range(wanted.logprobs))
         return RowResult(token, float(self._logprob[row]), int(self._rank[row]), top)
 
-    def _packed(self, row: LogitRow, history: list[tuple[int, int]], bias: list[tuple[int, float]]) -> tuple[Any, ...]:
+    def _packed(
+        self, row: LogitRow, history: list[tuple[int, int]], bias: list[tuple[int, float]], law: int
+    ) -> tuple[Any, ...]:
         sampling = row.sampling
         history_begin, bias_begin = len(history), len(bias)
         if row.history is not None and row.target < 0:
@@ -149,7 +163,7 @@ class NativeBatch:
             sampling.seed, row.choice, row.position, row.target, row.logprobs,
             sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k,
             sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty,
-            history_begin, len(history), bias_begin, len(bias),
+            history_begin, len(history), bias_begin, len(bias), law, 0,
         )  # fmt: skip
 
     def _point(self, history: list[tuple[int, int]], bias: list[tuple[int, float]]) -> None:

@@ -68,8 +68,9 @@ class Runner:
         routes = [line.index for line in program if line.op.kind == "route"]
         self._routes = [] if any(bodies[index] == "torch" for index in routes) else routes
         self._is_mixed = "torch" in bodies
-        self._batch = NativeBatch(limits, self._line_ns, len(pools), states)
         self._head = next((line.output for line in program if line.op.kind == "head"), None)
+        vocabulary = self._head.width if self._head is not None else 0
+        self._batch = NativeBatch(limits, self._line_ns, len(pools), states, vocabulary)
         if "cpp" in bodies:
             attends = [line.attributes for line in program if line.op.kind == "attend"]
             self._team, self._is_team_own = team or native.Team(threads), team is None

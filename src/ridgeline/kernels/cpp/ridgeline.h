@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 5
+#define RL_ABI_VERSION 6
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -105,6 +105,8 @@ typedef struct {
   float repetition, presence, frequency;
   int32_t history_begin, history_end;  // into history_ids / history_counts: distinct tokens seen
   int32_t bias_begin, bias_end;        // into bias_ids / bias_values
+  int32_t law;                         // k > 0: also write what the token was drawn from to laws[k - 1]; 0: not wanted
+  int32_t reserved;
 } RlSampling;
 
 typedef struct {
@@ -129,6 +131,7 @@ typedef struct {
   int32_t* rank;                // [logit_rows]
   int32_t* top_ids;             // [logit_rows][20]
   float* top_logprobs;          // [logit_rows][20]
+  float* laws;                  // [laws wanted][vocabulary], sums to 1; may be NULL when none is wanted
   int64_t* line_ns;             // [lines] written (not accumulated), may be NULL
   int32_t* line_experts;        // [lines] distinct experts chosen, written by RL_ROUTE, may be NULL
   // Recurrent state, NULL without: slot s, layer i at state + s*slot_stride + i*state_layer_stride, f32. First the inputs

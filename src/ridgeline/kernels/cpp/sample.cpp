@@ -134,7 +134,8 @@ const float* adjust(const RlBatch& batch, const RlSampling& sampling, const floa
   return out;
 }
 
-int draw(const RlSampling& sampling, const float* logits, int64_t count, Room& room) {
+// law: NULL, or [count] zeros that take the probabilities the token is drawn with.
+int draw(const RlSampling& sampling, const float* logits, int64_t count, Room& room, float* law) {
   const float top = peak_of(logits, count) / sampling.temperature;
   int64_t kept = 0;
   double rest = 0.0;  // mass of what is dropped as unreachable, for top_p
@@ -162,7 +163,12 @@ int draw(const RlSampling& sampling, const float* logits, int64_t count, Room& r
   double before = 0.0;
   int64_t last = 0;
   for (; last < kept && before < static_cast<double>(limit) && mass[last] >= sampling.min_p; last++) before += static_cast<double>(mass[last]);
-  if (last == 0) return static_cast<int>(id_of(room.keys[0]));
+  if (last == 0) {
+    if (law) law[id_of(room.keys[0])] = 1.0f;
+    return static_cast<int>(id_of(room.keys[0]));
+  }
+  if (law)
+    for (int64_t i = 0; i < last; i++) law[id_of(room.keys[i])] = static_cast<float>(static_cast<double>(mass[i]) / before);
   const double goal = uniform(sampling.seed, sampling.choice, sampling.position) * before;
   double sum = 0.0;
   for (int64_t i = 0; i < last; i++) {
@@ -206,8 +212,14 @@ void sample(Worker& worker, const Step& step, const RlInstr& in) {
     int token = sampling.target;
     if (token < 0) {
       const float* adjusted = adjust(batch, sampling, logits, count, room.logits);
-      token = sampling.temperature == 0.0f ? first_of(adjusted, count, peak_of(adjusted, count))
-                                           : draw(sampling, adjusted, count, room);
+      float* law = sampling.law > 0 ? batch.laws + (sampling.law - 1) * count : nullptr;
+      if (law) memset(law, 0, count * sizeof *law);
+      if (sampling.temperature == 0.0f) {
+        token = first_of(adjusted, count, peak_of(adjusted, count));
+        if (law) law[token] = 1.0f;
+      } else {
+        token = draw(sampling, adjusted, count, room, law);
+      }
     }
     batch.sampled[row] = token;
     if (sampling.logprobs >= 0) report(batch, sampling, row, logits, count, token, room);

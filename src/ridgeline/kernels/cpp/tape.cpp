@@ -123,7 +123,7 @@ Fault check_batch_for(const RlInstr& in, const RlBatch& batch) {
   if (in.op != RL_SAMPLE) return Fault(0);
   for (int r = 0; r < batch.logit_rows; r++) {
     const RlSampling& s = batch.sampling[r];
-    if (s.target >= rows || s.logprobs > 20 || !(s.temperature >= 0.0f)) return BAD_BATCH;
+    if (s.target >= rows || s.logprobs > 20 || !(s.temperature >= 0.0f) || s.law < 0 || (s.law > 0 && !batch.laws)) return BAD_BATCH;
     if (s.logprobs >= 0 && (!batch.logprob || !batch.rank || !batch.top_ids || !batch.top_logprobs)) return BAD_BATCH;
     for (int i = s.history_begin; i < s.history_end; i++)
       if (batch.history_ids[i] < 0 || batch.history_ids[i] >= rows) return BAD_BATCH;
