@@ -259,4 +259,7 @@ def error_of(kind: ErrorKind, text: str) -> RidgelineError:
     """The error a Failed message stands for; process.kind_of is the way there."""
     if kind == "internal":
         return EngineStopped(f"the engine failed:\n{text}")
-    return {"user": UserError, "capacity": CapacityError, "invariant": InvariantError}[kind](text)
+    kinds: dict[str, type[RidgelineError]] = {
+        "user": UserError, "capacity": CapacityError, "invariant": InvariantError,
+    }  # fmt: skip
+    return kinds[kind](text)
