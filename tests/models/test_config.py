@@ -95,6 +95,8 @@ def test_missing_fields_are_named(key):
         ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"rope_scaling": "linear"}, "an object"),
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor"),
+        ({"rope_scaling": {"type": "\x1b[2J\ud800" * 9000, "factor": 1.0}}, "rope type"),
         ({"num_key_value_heads": 3}, "evenly"),
         ({"hidden_size": 66}, "multiple"),
         ({"head_dim": 15}, "even"),
@@ -206,6 +208,9 @@ def test_gemma3_from_gguf(tmp_path):
         ({"llama.expert_count": 8}, "expert_used_count"),
         ({"tokenizer.ggml.eos_token_id": 4}, "token id below 4"),
         ({"llama.attention.head_count": np.array([2, 2], np.int32)}, "head_count"),
+        ({"llama.expert_count": np.array([8, 8], np.int32)}, "expert"),
+        ({"llama.attn_logit_softcapping": np.array([1.0, 1.0], np.float32)}, "caps its logits"),
+        ({"tokenizer.ggml.model": np.array([1, 2], np.int32)}, "tokenizer.ggml.model"),
     ],
 )
 def test_wrong_gguf_metadata_is_named(tmp_path, changes, words):

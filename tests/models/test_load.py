@@ -211,5 +211,12 @@ def test_a_directory_without_weights(tmp_path):
         load(str(tmp_path))
 
 
+@pytest.mark.parametrize("template", [[{"name": ["x"], "template": "a"}], [{"name": "default"}], [1], {"a": 1}, 5])
+def test_a_list_of_templates_that_is_none_gives_no_template(tmp_path, template):
+    write(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert describe(str(tmp_path / "model")).chat_template is None
+
+
 def test_every_name_is_known_once():
     assert len(shapes()) >= 15 and "smollm2-135m" in TABLE

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ridgeline.kit.errors import UserError
 
@@ -38,8 +39,8 @@ class Fields:
 
     def number(self, key: str, least: float, most: float, default: float | None = None) -> float:
         value = self._value(key, default)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not least <= value <= most:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not good or not least <= value <= most:  # NaN is in no range, and an integer may be too large for a float
             self._refuse(key, value, f"a number from {least:g} to {most:g}")
         return float(value)
 
@@ -54,6 +55,11 @@ class Fields:
         if not isinstance(value, str):
             self._refuse(key, value, "text")
         return str(value)
+
+    def is_set(self, key: str) -> bool:
+        """Whether a number, flag or list is there and is not zero, false or empty."""
+        value = self.values.get(key)
+        return bool(len(value)) if isinstance(value, np.ndarray) else bool(value)
 
     def table(self, key: str) -> Fields | None:
         """A nested object; None when absent or null."""
@@ -82,5 +88,9 @@ class Fields:
         return value
 
     def _refuse(self, key: str, value: Any, wanted: str) -> None:
-        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        try:
+            shown = repr(value)
+        except RecursionError:
+            shown = "nested too deep"
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise UserError(f"{self.source}: {key} is {shown}; it must be {wanted}.")

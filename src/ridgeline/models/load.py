@@ -170,8 +170,8 @@ def _directory_template(directory: Path) -> str | None:
             raise UserError(f"cannot read {path}: {error}. Fetch it again.") from error
     template = read_config(directory).get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = entries[-1].get("template") if entries else None
     return template if isinstance(template, str) else None
 
 

@@ -36,7 +36,7 @@ def spec_from_gguf(
     """The numbers of a model. UserError names the key that is missing, out of range or not supported."""
     fields = Fields(metadata, source)
     architecture = fields.text("general.architecture")
-    family = MIXTURES.get(architecture, architecture) if metadata.get(f"{architecture}.expert_count") else architecture
+    family = MIXTURES.get(architecture, architecture) if fields.is_set(f"{architecture}.expert_count") else architecture
     if family not in FAMILIES:
         raise UserError(
             f"{source} is a {architecture!r} model; supported architectures: "
@@ -54,10 +54,10 @@ def spec_from_gguf(
     head_dim = fields.integer(f"{architecture}.attention.key_length", LIMITS["width"], max(1, width // heads))
     if fields.integer(f"{architecture}.attention.value_length", LIMITS["width"], head_dim) != head_dim:
         raise UserError(f"{source}: key and value heads differ in length, which {family} here does not compute.")
-    if any(metadata.get(f"{architecture}.{kind}_logit_softcapping") for kind in ("attn", "final")):
+    if any(fields.is_set(f"{architecture}.{kind}_logit_softcapping") for kind in ("attn", "final")):
         raise UserError(f"{source} caps its logits, which the {family} family here does not compute.")
     bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocabulary)
-    is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    is_sentencepiece = fields.text("tokenizer.ggml.model", "none") == "llama"
     spec = ModelSpec(
         family=family, name=name, layers=layers, width=width, heads=heads,
         kv_heads=fields.integer(f"{architecture}.attention.head_count_kv", LIMITS["heads"], heads), head_dim=head_dim,
