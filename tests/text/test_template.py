@@ -88,15 +88,35 @@ HOSTILE = {
     "long": "x" * 300_000,
     "wrong type": "{{ messages + 5 }}",
     "include": "{% include '/etc/passwd' %}",
+    # found by bench/fuzz.py, or thought of while reading what it found
+    "set block": "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}"
+    "{% endfor %}",
+    "filter block": "{% filter upper %}{% for i in range(99999) %}" + "x" * 2000 + "{% endfor %}{% endfilter %}",
+    "macro text": "{% macro f() %}{% for i in range(9999) %}" + "x" * 9000 + "{% endfor %}{% endmacro %}{{ f() }}",
+    "slices": "{{ [1] | slice(999999999) | list }}",
+    "batch": "{{ [1] | batch(999999999, 0) | list }}",
+    "filler": "{{ lipsum(n=9999, min=99, max=999) }}",
+    "kept texts": "{% set n = namespace(k=[], s='x') %}{% for i in range(23) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+    "{% for i in range(999) %}{% set n.k = n.k + [n.s ~ i] %}{% endfor %}",
+    "long join": "{% set n = namespace(s='x') %}{% for i in range(23) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+    "{{ range(99999) | join(n.s) }}",
+    "long join method": "{% set n = namespace(s='x') %}{% for i in range(23) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+    "{{ n.s.join([n.s] + [n.s]) }}",
+    "shared": "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
+    "shared table": "{% set n = namespace(s=1) %}{% for i in range(60) %}{% set n.s = dict(a=n.s, b=n.s) %}{% endfor %}"
+    "{{ n.s == 1 }}",
+    "sum of lists": "{{ range(99999) | batch(1) | sum(start=[]) }}",
+    "precision": "{{ 1.5 | round(999999999, 'ceil') }}",
+    "bytes": "{{ (1).to_bytes(999999999, 'big') }}",
 }
 
 
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_templates_end_in_a_sentence(template):
-    begin = time.perf_counter()
+    begin = time.process_time()  # not the wall: others may be using the machine
     with pytest.raises(UserError, match="template"):
         render(template)
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3
 
 
 def test_calls_and_loops_of_honest_templates_pass():

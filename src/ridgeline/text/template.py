@@ -1,4 +1,4 @@
-"""Chat templates: Jinja in a sandbox, with a budget on loops, calls and text, so a hostile one ends in a UserError.
+"""Chat templates: rendered in text/sandbox.py's environment, so a hostile one ends in a UserError.
 
 Environment and functions are those transformers gives (trim_blocks, tojson, strftime_now, raise_exception). An explicit
 system message with empty content means *no system turn at all*, even where the template would insert its own (SmolLM2
@@ -7,29 +7,17 @@ and Qwen2.5 do): what the template renders for that message alone is taken off t
 
 from __future__ import annotations
 
-import datetime
-import itertools
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ridgeline.kit.errors import UserError
 
+from .sandbox import BUDGET, MAX_TEXT, Budget, Sandbox, count_loops, exceeded
+
 MAX_TEMPLATE_CHARACTERS = 1 << 18
-MAX_STEPS = 200_000  # loop turns and calls of one rendering; real templates need about ten a message
-MAX_TEXT = 1 << 24  # characters of the result, and of any string made on the way
 MAX_MESSAGES = 10_000
-BUDGET = "ridgeline_budget"
-WIDENING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate"})
-LONG_WIDTH = re.compile(r"\d{4}|\{[^}]*\{")  # in a format string: a width beyond 999, or one given by a value
 
 Message = Mapping[str, Any]
 
@@ -70,10 +58,10 @@ class ChatTemplate:
     def __init__(self, source: str) -> None:
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise UserError(f"the chat template has {len(source)} characters; the limit is {MAX_TEMPLATE_CHARACTERS}.")
-        environment = _Sandbox()
+        environment = Sandbox()
         try:
             tree = environment.parse(source)
-            _count_loops(tree)
+            count_loops(tree)
             self._template = environment.from_string(tree)
         except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
             raise UserError(f"the model's chat template is broken: {error}. Use plain text instead.") from error
@@ -117,11 +105,11 @@ class ChatTemplate:
         parts: list[str] = []
         length = 0
         try:
-            for part in self._template.generate(messages=messages, **values, **{BUDGET: _Budget()}):
+            for part in self._template.generate(messages=messages, **values, **{BUDGET: Budget()}):
                 parts.append(part)
-                length += len(part)
+                length += len(part)  # what a macro or a block writes was counted when it was written
                 if length > MAX_TEXT:
-                    _exceeded("text")
+                    exceeded("text")
         except UserError:
             raise
         except (jinja2.TemplateError, RecursionError, MemoryError, OverflowError) as error:
@@ -129,147 +117,6 @@ class ChatTemplate:
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
             raise UserError(f"the chat template cannot render this conversation: {error}.") from error
         return "".join(parts)
-
-
-class _Budget:
-    def __init__(self) -> None:
-        self.steps = MAX_STEPS
-
-    def spend(self, steps: int) -> None:
-        self.steps -= steps
-        if self.steps < 0:
-            _exceeded("work")
-
-
-def _exceeded(what: str) -> NoReturn:
-    raise UserError(f"the model's chat template makes more {what} than allowed for. Use plain text instead.")
-
-
-class _Generation(Extension):
-    """{% generation %}: marks the assistant's words for training; here its body is simply rendered."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2's own interface
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Counts calls, and refuses operations that make huge values."""
-
-    intercepted_binops = frozenset({"*", "**", "+", "%"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.filters.update(tojson=_to_json, ridgeline_counted=_counted, ridgeline_bounded=_bounded)
-        for name in ("center", "indent", "xmlattr", "wordwrap", "format"):  # widths and formats without bound
-            self.filters.pop(name, None)
-        self.filters["replace"] = _replace
-        self.filters["indent"] = _indent
-        self.globals.update(raise_exception=_refuse, strftime_now=_now)
-
-    def call(self, context: Context, target: Any, /, *arguments: Any, **options: Any) -> Any:
-        budget = context.resolve(BUDGET)
-        if isinstance(budget, _Budget):
-            budget.spend(1)
-        owner = getattr(target, "__self__", None)
-        if isinstance(owner, str) and getattr(target, "__name__", "") in WIDENING:
-            _check_widening(owner, arguments)
-        return _bounded(super().call(context, target, *arguments, **options))
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is not None and LONG_WIDTH.search(value.__self__):
-            _exceeded("text")
-        return wrapped
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator in ("*", "**"):
-            if not all(isinstance(x, (int, float)) and abs(x) < 1 << 31 for x in (left, right)):
-                _refuse(f"{type(left).__name__} {operator} {type(right).__name__} is not allowed in a chat template")
-            if operator == "**" and abs(right) > 64:
-                _refuse("that power is not allowed in a chat template")
-        if operator == "%" and not isinstance(left, (int, float)):
-            _refuse("% formatting is not allowed in a chat template")
-        return _bounded(super().call_binop(context, operator, left, right))
-
-
-def _count_loops(tree: nodes.Template) -> None:
-    """Every loop draws its turns from the budget; every joined string is measured."""
-    for loop in tree.find_all(nodes.For):
-        loop.iter = nodes.Filter(loop.iter, "ridgeline_counted", [], [], None, None, lineno=loop.lineno)
-    for node in list(tree.find_all(nodes.Node)):
-        for field, value in node.iter_fields():
-            if isinstance(value, nodes.Concat):
-                wrapped = nodes.Filter(value, "ridgeline_bounded", [], [], None, None, lineno=value.lineno)
-                setattr(node, field, wrapped)
-            elif isinstance(value, list):
-                value[:] = [
-                    nodes.Filter(item, "ridgeline_bounded", [], [], None, None, lineno=item.lineno)
-                    if isinstance(item, nodes.Concat)
-                    else item
-                    for item in value
-                ]
-
-
-@jinja2.pass_context
-def _counted(context: Context, items: Any) -> list[Any]:
-    budget = context.resolve(BUDGET)
-    taken = list(itertools.islice(items, MAX_STEPS + 1))
-    if isinstance(budget, _Budget):
-        budget.spend(len(taken))
-    return taken
-
-
-def _bounded(value: Any) -> Any:
-    if isinstance(value, (str, list, tuple)) and len(value) > MAX_TEXT:
-        _exceeded("text")
-    return value
-
-
-def _check_widening(text: str, arguments: Sequence[Any]) -> None:
-    """At most every character becomes the longest argument, or the text is widened to the largest number."""
-    longest = max((len(a) for a in arguments if isinstance(a, (str, list, tuple))), default=1)
-    widest = max((a for a in arguments if isinstance(a, int)), default=0)
-    if (len(text) + 1) * max(longest, 1) > MAX_TEXT * 4 or widest > MAX_TEXT:
-        _exceeded("text")
-
-
-def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    source, new = str(text), str(new)
-    _check_widening(source, (new,))
-    return source.replace(str(old), new, -1 if count is None else count)
-
-
-def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    margin = width if isinstance(width, str) else " " * min(int(width), 256)
-    _check_widening(str(text), (margin,))
-    lines = str(text).split("\n")
-    return "\n".join(
-        margin + line if (first or place) and (line or blank) else line for place, line in enumerate(lines)
-    )
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers has it: no HTML escapes."""
-    if indent is not None:
-        indent = min(int(indent), 256)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _now(layout: str) -> str:
-    return datetime.datetime.now().strftime(layout[:256])
 
 
 def _checked(messages: Sequence[Message]) -> Sequence[Message]:
