@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.kit.errors import UserError
-from ridgeline.text.tokenizer import Tokenizer
+from ridgeline.text.tokenizer import Tokenizer, starts_with_bos
 from ridgeline.text.vocabulary import QWEN2_SPLIT, TokenType, Vocabulary
 
 from .small import CONTROL, small_tokenizer
@@ -196,6 +196,66 @@ def test_damaged_directories(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="tokenizer_config"):
         Tokenizer.from_directory(tmp_path)
+
+
+ADDED = {"id": 3, "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}, "Precompiled"),  # aborts
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "FixedLength"),  # panics at the first text
+        ({"normalizer": {"type": "Prepend", "prepend": ""}}, "prepend"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "xx"}}, "pattern"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}, "sequence"),
+        ({"normalizer": {"type": "Sequence"}}, "without steps"),
+        ({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}] * 65}}, "limit is 64"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram"),
+        ({"added_tokens": [ADDED | {"content": "\ufdd0"}]}, "no text can tell"),  # would be shielded for ever
+        ({"added_tokens": [ADDED | {"content": "a\ufdd1b"}]}, "no text can tell"),
+    ],
+)
+def test_steps_the_library_cannot_be_trusted_with_are_refused(tmp_path, changes, words):
+    write_directory(tmp_path, SMALL, None, {})
+    tree = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree | changes), "utf-8")
+    with pytest.raises(UserError, match=words):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_a_panic_of_the_library_is_a_sentence(tmp_path, capfd):
+    """A regular expression that gives up; the library calls that a panic, which is no Exception."""
+    write_directory(tmp_path, SMALL, None, {})
+    tree = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    tree["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree), "utf-8")
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    with pytest.raises(UserError, match="cannot encode"):
+        tokenizer.encode("a" * 60 + "!")
+    assert tokenizer.encode("hell")  # and it is usable afterwards
+
+
+@pytest.mark.parametrize("single", [{}, [], ["x"], [{"SpecialToken": "x"}], [{"SpecialToken": {"id": []}}], 5])
+def test_post_processors_that_are_none_add_nothing(tmp_path, single):
+    write_directory(tmp_path, SMALL, None, {})
+    tree = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    for step in ({"type": "TemplateProcessing", "single": single}, {"type": "Sequence", "processors": [1, None, "x"]}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tree | {"post_processor": step}), "utf-8")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|begin|>"}))
+        assert starts_with_bos(tmp_path) is False
+
+
+def test_a_token_that_is_not_unicode_is_refused(tmp_path):
+    write_directory(tmp_path, SMALL, None, {"bos_token": "\ud800"})
+    with pytest.raises(UserError, match="not Unicode"):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_a_token_whose_cuts_would_fill_the_memory_is_refused():
+    vocabulary = Vocabulary("llama", "default", ["<unk>", "a", "a" * 70_000], [2, 1, 1], scores=[0.0, 0.0, 0.0])
+    with pytest.raises(UserError, match="70000 characters"):
+        vocabulary.build()
 
 
 @pytest.mark.torch

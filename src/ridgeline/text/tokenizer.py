@@ -7,19 +7,20 @@ text are the bytes of their pieces, joined, read as UTF-8 with broken sequences 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import tokenizers
 
 from ridgeline.kit.errors import UserError
 
 from .alphabet import BYTE_OF_CHARACTER
+from .outline import check_pipeline, read_outline, steps_of
 from .vocabulary import Vocabulary
 
 # Noncharacters (never in interchanged text). `shield` puts SHIELD inside spellings of special tokens, and writes its
@@ -36,12 +37,22 @@ class Tokenizer:
         self, pipeline: tokenizers.Tokenizer, *, bos: int | None = None, eos: Sequence[int] = (), add_bos: bool = False
     ) -> None:
         self._pipeline = pipeline
+        with _guarded("cannot be read"):
+            self._read(pipeline)
         self._lock = threading.Lock()  # encode_special_tokens is a switch on the shared pipeline
         self.bos, self.eos, self.add_bos = bos, tuple(eos), add_bos and bos is not None
+
+    def _read(self, pipeline: tokenizers.Tokenizer) -> None:
+        """What of the pipeline is needed over and over."""
         self.size = pipeline.get_vocab_size()
         added = pipeline.get_added_tokens_decoder()
         self._added = {index: token.content for index, token in added.items()}
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        for content in self._added.values():
+            if not content or SHIELD in content or ESCAPE in content:  # would be found for ever
+                raise UserError(
+                    f"the tokenizer has an added token {content!r}, which no text can tell. Fetch it again."
+                )
         words = sorted((added[index].content for index in self.special_ids), key=len, reverse=True)
         spellings = "|".join(re.escape(word) for word in words)
         self._special = re.compile(f"(?:{spellings})(?!{SHIELD})") if words else None
@@ -51,7 +62,9 @@ class Tokenizer:
     def from_vocabulary(
         cls, vocabulary: Vocabulary, *, bos: int | None = None, eos: Sequence[int] = (), add_bos: bool = False
     ) -> Tokenizer:
-        return cls(vocabulary.build(), bos=bos, eos=eos, add_bos=add_bos)
+        with _guarded("cannot be rebuilt"):
+            pipeline = vocabulary.build()
+        return cls(pipeline, bos=bos, eos=eos, add_bos=add_bos)
 
     @classmethod
     def from_directory(cls, directory: Path, *, eos: Sequence[int] = ()) -> Tokenizer:
@@ -63,7 +76,9 @@ class Tokenizer:
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise UserError(f"{path} is larger than {MAX_FILE_BYTES} bytes. It is no tokenizer.")
-            pipeline = tokenizers.Tokenizer.from_file(str(path))
+            check_pipeline(path)
+            with _guarded("is damaged"):
+                pipeline = tokenizers.Tokenizer.from_file(str(path))
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}. Fetch tokenizer.json of this model.") from error
         except UserError:
@@ -101,7 +116,7 @@ class Tokenizer:
         return text
 
     def _run(self, text: str, special: bool) -> list[int]:
-        with self._lock:
+        with self._lock, _guarded("cannot encode this text"):
             self._pipeline.encode_special_tokens = not special
             ids: list[int] = self._pipeline.encode(text, add_special_tokens=False).ids
         return ids
@@ -199,20 +214,19 @@ def starts_with_bos(directory: Path) -> bool:
         return config["add_bos_token"] is True
     bos = spelling(config.get("bos_token"))
     try:
-        step = (
-            msgspec.json.decode((directory / "tokenizer.json").read_bytes(), type=_PostProcessed).post_processor or {}
-        )
-    except (OSError, msgspec.DecodeError):
+        step = read_outline(directory / "tokenizer.json").post_processor
+    except (OSError, UserError):
         return False  # Tokenizer.from_directory says what is wrong
-    steps = step.get("processors", [step])
-    firsts = [step["single"][0] for step in steps if step.get("type") == "TemplateProcessing" and step.get("single")]
-    return bos is not None and any(first.get("SpecialToken", {}).get("id") == bos for first in firsts)
+    return bos is not None and any(_first_token(step) == bos for step in steps_of(step, "processors"))
 
 
-class _PostProcessed(msgspec.Struct):
-    """The one field of tokenizer.json read apart from the pipeline; the rest is skipped over."""
-
-    post_processor: dict[str, Any] | None = None
+def _first_token(step: Mapping[str, Any]) -> str | None:
+    """The special token that a TemplateProcessing step puts before a text."""
+    single = step.get("single")
+    first = single[0] if isinstance(single, list) and single else None
+    special = first.get("SpecialToken") if isinstance(first, dict) else None
+    name = special.get("id") if isinstance(special, dict) and step.get("type") == "TemplateProcessing" else None
+    return name if isinstance(name, str) else None
 
 
 def spelling(entry: Any) -> str | None:
@@ -224,8 +238,24 @@ def spelling(entry: Any) -> str | None:
 
 def _token_id(pipeline: tokenizers.Tokenizer, entry: Any) -> int | None:
     token = spelling(entry)
-    index: int | None = None if token is None else pipeline.token_to_id(token)
+    if token is None:
+        return None
+    try:
+        index: int | None = pipeline.token_to_id(token)
+    except UnicodeEncodeError as error:
+        raise UserError(f"tokenizer_config.json names the token {token!r}, which is not Unicode.") from error
     return index
+
+
+@contextlib.contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """A panic of the `tokenizers` library is a BaseException of a class it does not export; here it is a UserError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the model's tokenizer {what}: {error}. Fetch tokenizer.json of this model again.") from error
 
 
 def _unshield(text: str) -> str:

@@ -23,6 +23,10 @@ LLAMA3_SPLIT = (
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
+# Every cut of a SentencePiece token is looked at; the longest token of the largest vocabulary known has 31 characters.
+MAX_PIECE_CHARACTERS = 512
+
+
 class TokenType(IntEnum):
     """tokenizer.ggml.token_type (GGUF specification)."""
 
@@ -117,6 +121,10 @@ class Vocabulary:
         """SentencePiece BPE: merge the adjacent pair whose union scores best. Control tokens are never merged into."""
         if len(self.scores) != len(self.tokens):
             raise UserError(f"{len(self.scores)} scores for {len(self.tokens)} tokens. Convert the model again.")
+        if (longest := max(map(len, self.tokens))) > MAX_PIECE_CHARACTERS:
+            raise UserError(
+                f"a token has {longest} characters; the limit is {MAX_PIECE_CHARACTERS}. The file is damaged."
+            )
         ids = {token: index for index, token in enumerate(self.tokens)}
         unknown = None if self.unknown is None else self.tokens[self.unknown]
         merges = self._merges(ids)
