@@ -17,7 +17,7 @@ from ridgeline.run.runner import Runner
 from ridgeline.state.plan import Entry, LogitRow, StepPlan
 from ridgeline.state.request import Sampling
 
-from ..engine.tiny import GEMMA3, LLAMA, QWEN2, QWEN3, write_config
+from ..engine.tiny import GEMMA3, LLAMA, QWEN2, QWEN2_MOE, QWEN3, write_config
 
 LIMITS = StepLimits(tokens=96, logit_rows=8, sequences=4, context=128)
 FORMATS = ("f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
@@ -120,6 +120,17 @@ def test_one_line_on_its_reference_slows_only_itself(model: str, part: str) -> N
     assert {body for name, body, _, _ in bound.table() if name == part} == {"torch"}
     assert sum(body == "torch" for body in bound.bodies) == sum(line.part == part for line in program)
     assert far(logits_of(runner_of(loaded, "f32", bound)), wanted) < 1e-5
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("part", ["attend_norm", "attend", "activation", "final_norm", "route", "dispatch", "combine"])
+def test_integer_linears_read_what_a_call_out_wrote(tmp_path, part: str) -> None:
+    """A call-out writes f32; the quantised copy that integer linears read is made before they run."""
+    loaded = load(write_config(tmp_path, QWEN2_MOE), weights="q8_0")
+    program = record(loaded, STORAGES.get("f32"))
+    wanted = logits_of(runner_of(loaded, "f32", bind(program)))
+    bound = bind(program, reference=frozenset((part,)))
+    assert far(logits_of(runner_of(loaded, "f32", bound)), wanted) < 1e-3
 
 
 @pytest.mark.parametrize("weights", FORMATS)

@@ -70,6 +70,7 @@ def bind(program: Program, *, body: str = "cpp", reference: frozenset[str] = fro
     bodies = tuple(
         "cpp" if body == "cpp" and line.part not in reference and not lacking(line) else "torch" for line in program
     )
+    bodies = _together(program, bodies)
     if "torch" in bodies and importlib.util.find_spec("torch") is None:
         line = program.lines[bodies.index("torch")]
         why = lacking(line) or "its reference body was asked for"
@@ -77,6 +78,15 @@ def bind(program: Program, *, body: str = "cpp", reference: frozenset[str] = fro
             f"{line.name} needs PyTorch ({why}). Install ridgeline[torch], or use --weights bf16 with --body cpp."
         )
     return Bound(program, bodies)
+
+
+def _together(program: Program, bodies: tuple[str, ...]) -> tuple[str, ...]:
+    """Native experts read rows as the native dispatch leaves them (quantised by expert): one on its reference, both."""
+    called_out = {line.output.id for line, body in zip(program, bodies, strict=True) if body == "torch"}
+    return tuple(
+        "torch" if line.op.kind == "experts" and line.inputs[0].id in called_out else body
+        for line, body in zip(program, bodies, strict=True)
+    )
 
 
 def lacking(line: Line) -> str:

@@ -102,13 +102,28 @@ class Emitter:
         self._program, self._arena = program, arena
         self._fused = fused_adds(program, bodies)
         self._absorbed = set(self._fused.values())
+        self._called_out = {line.output.id for line, body in zip(program, bodies, strict=True) if body == "torch"}
 
     def tape(self, start: int, stop: int) -> Any:
         """A native Tape of lines [start, stop)."""
-        instructions = [
-            self._instruction(line) for line in self._program.lines[start:stop] if line.index not in self._absorbed
-        ]
+        instructions = []
+        for line in self._program.lines[start:stop]:
+            if line.index not in self._absorbed:
+                instructions += [*self._quantisings(line), self._instruction(line)]
         return native.Tape(instructions, self.kept)
+
+    def _quantisings(self, line: Line) -> list[Any]:
+        """What an integer linear reads, when a call-out wrote it: call-outs write f32 only."""
+        value = line.inputs[0] if line.op.kind in ("linear", "head") else None
+        if value is None or value.id not in self._arena.quantised or value.id not in self._called_out:
+            return []
+        at = self._offset(value)
+        copy = native.RlInstr(
+            op=native.RL_ADD, line=line.index, per_logit_row=int(value.rows == LOGITS), parts=1, width_in=value.width,
+            width_out=value.width, **{"in": at}, in2=-1, out=at, in_quant=-1,
+            out_quant=self._arena.quantised[value.id], scale=1.0,
+        )  # fmt: skip
+        return [copy]
 
     def _instruction(self, line: Line) -> Any:
         out = line.output

@@ -9,8 +9,13 @@ void add(Worker& worker, const Step& step, const RlInstr& in) {
   share(row_count(step, in), worker, begin, end);
   for (int64_t row = begin; row < end; row++) {
     const float* a = floats(step, in.in) + row * width;
-    const float* b = floats(step, in.in2) + row * width;
+    const float* b = in.in2 >= 0 ? floats(step, in.in2) + row * width : nullptr;
     float* out = floats(step, in.out) + row * width;
+    if (!b) {
+      if (out != a) memcpy(out, a, width * 4);
+      finish_row(step, in, row, out);
+      continue;
+    }
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) store(out + i, load(a + i) + load(b + i));
     for (; i < width; i++) out[i] = a[i] + b[i];

@@ -33,7 +33,7 @@ enum RlOp {
   RL_ROPE = 4,        // rotate q and k heads of in/out (in place) by position
   RL_ATTEND = 5,      // append k, v of `in` to the pool, then out[t] = attention of q over its sequence
   RL_ACTIVATION = 6,  // out = act(in[:, :w]) * in[:, w:], w = width_out
-  RL_ADD = 7,         // out = in + in2
+  RL_ADD = 7,         // out = in + in2; without in2 a copy (out may be in): for a quantised copy of what a call-out wrote
   RL_GATHER = 8,      // out[r] = in[logit_token[r]]
   RL_SAMPLE = 9,      // choose or score a token per logit row of `in`
   RL_HEAD_NORM = 10,  // norm of each q head (gain weight[0]) and k head (weight[1], f32 vectors) of a qkv row; v as it is

@@ -254,7 +254,7 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pools, int po
     case RL_DISPATCH:
     case RL_COMBINE: return routes(in) ? check_moved(in) : BAD_OPERATION;
     case RL_CONV: case RL_SCAN: case RL_GATED_NORM: return check_recurrent(in, batch, pages_checked);
-    case RL_ADD: return in.in2 >= 0 ? Fault(0) : BAD_BUFFER;
+    case RL_ADD: return in.width_in == in.width_out || in.in2 >= 0 ? Fault(0) : BAD_WIDTH;
     case RL_GATHER: return batch.logit_token && in.per_logit_row ? check_batch_for(in, batch) : BAD_BATCH;
     default:
       if (batch.logit_rows > 0 && (!batch.sampling || !batch.sampled)) return BAD_BATCH;
