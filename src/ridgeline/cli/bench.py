@@ -10,7 +10,23 @@ import typer
 
 from ridgeline.kit.errors import UserError
 
-from .options import Body, Context, Isa, Json, Kv, KvBytes, Model, Threads, Weights, engine_options, guarded
+from .options import (
+    Body,
+    Context,
+    Isa,
+    Json,
+    Keep,
+    Kv,
+    KvBytes,
+    Model,
+    Policy,
+    Prefix,
+    Spec,
+    Threads,
+    Weights,
+    engine_options,
+    guarded,
+)
 
 
 @guarded
@@ -32,6 +48,10 @@ def command(
     threads: Threads = None,
     kv: Kv = "auto",
     kv_bytes: KvBytes = None,
+    keep: Keep = "all",
+    prefix: Prefix = True,
+    spec: Spec = None,
+    policy: Policy = "fcfs",
     context: Context = None,
     isa: Isa = None,
     body: Body = "cpp",
@@ -45,11 +65,13 @@ def command(
     Examples:
       ridgeline bench smollm2-135m --workload W3
       ridgeline bench smollm2-135m --workload requests.jsonl --json
+      ridgeline bench qwen2.5-coder-1.5b --workload code.jsonl --spec draft:qwen2.5-coder-0.5b,k=4
       ridgeline bench smollm2-135m --ladder --plot ladder.svg
     """
     options = engine_options(
-        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes
-    )
+        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
+        keep=keep, prefix=prefix, spec=spec, policy=policy,
+    )  # fmt: skip
     if is_ladder:
         from .climb import climb  # noqa: PLC0415  heavy; --help must start in 0.3 s
 

@@ -35,17 +35,30 @@ Context = Annotated[int | None, typer.Option(help="Tokens of prompt and answer t
 Isa = Annotated[
     str | None, typer.Option(help="Instruction set: plain, avx2, avx512, avx512_bf16; default: the best here.")
 ]
+Spec = Annotated[
+    str | None,
+    typer.Option(help="Guess tokens ahead: ngram:k=4, or draft:MODEL,k=4 (same vocabulary).", metavar="PROPOSER"),
+]
+Policy = Annotated[
+    str, typer.Option(help="Who is served first: fcfs, priority, deadline, shortest or fair.", metavar="NAME")
+]
+Keep = Annotated[
+    str, typer.Option(help="Which tokens are kept: all, window:512, sinks:4+window:512, h2o:128+window:128.")
+]
+Prefix = Annotated[bool, typer.Option("--prefix/--no-prefix", help="Share computed beginnings between requests.")]
 Body = Annotated[str, typer.Option(help="cpp (our kernels), or torch (the reference, slow).")]
 
 
 def engine_options(
     *, weights: str, threads: int | None, kv: str, context: int | None, isa: str | None, body: str,
-    kv_bytes: str | None = None,
+    kv_bytes: str | None = None, spec: str | None = None, policy: str | None = None, keep: str | None = None,
+    prefix: bool | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of EngineConfig; what was not given is left to its default."""
     given = {
         "weights": weights, "threads": threads, "kv": kv, "context": context, "isa": isa, "body": body,
-        "kv_bytes": None if kv_bytes is None else size_bytes(kv_bytes),
+        "kv_bytes": None if kv_bytes is None else size_bytes(kv_bytes), "spec": spec, "policy": policy, "keep": keep,
+        "prefix": prefix,
     }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}
 

@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .options import Body, Context, Isa, Json, Kv, KvBytes, Model, Threads, Weights, engine_options, guarded
+from .options import (
+    Body,
+    Context,
+    Isa,
+    Json,
+    Keep,
+    Kv,
+    KvBytes,
+    Model,
+    Policy,
+    Prefix,
+    Spec,
+    Threads,
+    Weights,
+    engine_options,
+    guarded,
+)
 
 
 @guarded
@@ -31,6 +47,10 @@ def command(
     threads: Threads = None,
     kv: Kv = "auto",
     kv_bytes: KvBytes = None,
+    keep: Keep = "all",
+    prefix: Prefix = True,
+    spec: Spec = None,
+    policy: Policy = "fcfs",
     context: Context = None,
     isa: Isa = None,
     body: Body = "cpp",
@@ -46,6 +66,7 @@ def command(
       ridgeline run smollm2-135m "What is the capital of France?"
       ridgeline run smollm2-135m --temperature 0.8 --seed 7 "Tell me a story."
       echo "def fibonacci(n):" | ridgeline run smollm2-135m --raw --max-tokens 64
+      ridgeline run smollm2-135m --kv int8 --keep sinks:4+window:512 --spec ngram:k=4
       ridgeline run smollm2-135m
     """
     from ridgeline.state.request import Sampling  # noqa: PLC0415  heavy; --help must start in 0.3 s
@@ -57,7 +78,8 @@ def command(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     options = engine_options(
-        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes
-    )
+        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
+        keep=keep, prefix=prefix, spec=spec, policy=policy,
+    )  # fmt: skip
     asked = Asked(model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options)
     raise typer.Exit(converse(asked, json=json))

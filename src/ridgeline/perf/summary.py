@@ -57,6 +57,16 @@ class PartSummary(msgspec.Struct, frozen=True):
     roof_share: float
 
 
+class OtherSummary(msgspec.Struct, frozen=True):
+    """A program besides the model: its work and its time, which lies inside the steps."""
+
+    name: str
+    steps: int
+    tokens: int
+    seconds: float
+    share: float
+
+
 class AccountSummary(msgspec.Struct, frozen=True):
     """wall_s = step_s + host_s + idle_s + residual_s; step_s = operators_s + between_operators_s if timed.
 
@@ -83,6 +93,11 @@ class AccountSummary(msgspec.Struct, frozen=True):
     finished: dict[str, int]
     preemptions: int
     tokens_recomputed: int
+    others: tuple[OtherSummary, ...] = ()
+    tokens_guessed: int = 0
+    tokens_accepted: int = 0
+    tokens_cached: int = 0
+    transfers_s: float = 0.0
     share_rule: str = "share: v1"
 
     def phase(self, name: str) -> PhaseSummary | None:
@@ -131,6 +146,14 @@ def summarise(table: StepTable, program: Program, machine: Machine) -> AccountSu
         finished=table.finished,
         preemptions=table.preemptions,
         tokens_recomputed=table.tokens_recomputed,
+        others=tuple(
+            OtherSummary(name, work.steps, work.tokens, work.seconds, work.seconds / busy_s if busy_s else 0.0)
+            for name, work in table.others.items()
+        ),
+        tokens_guessed=table.guessed,
+        tokens_accepted=table.accepted,
+        tokens_cached=table.tokens_cached,
+        transfers_s=table.transfer_ns * 1e-9,
     )
 
 

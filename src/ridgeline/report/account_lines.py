@@ -17,11 +17,33 @@ WORDS = {"prefill": "prompt", "decode": "answer", "recompute": "recomputed"}
 NEAR = 0.5  # from this share of a roof on, the roof sets the pace; below it the kernels do
 
 
-def account_lines(summary: AccountSummary, *, is_random: bool = False) -> tuple[str, str, str]:
-    """(1) times and tokens/s by phase, (2) arithmetic intensity by phase and the ridge, (3) share of the roof."""
+def account_lines(summary: AccountSummary, *, is_random: bool = False) -> tuple[str, ...]:
+    """(1) times and tokens/s by phase, (2) arithmetic intensity by phase and the ridge, (3) share of the roof; then, if
+    there was any, (4) what was guessed ahead and (5) what others had computed already."""
     if not summary.phases:
         return ("Nothing ran.", "No work was counted.", "No roof was approached.")
-    return _times(summary, is_random), _intensities(summary), _roofs(summary)
+    extra = (line for line in (_guesses(summary), _shared(summary)) if line)
+    return _times(summary, is_random), _intensities(summary), _roofs(summary), *extra
+
+
+def _guesses(summary: AccountSummary) -> str:
+    if not summary.tokens_guessed:
+        return ""
+    held = percent(summary.tokens_accepted / summary.tokens_guessed)
+    others = "".join(
+        f"; {other.name} computed {_count(other.tokens)} in {seconds(other.seconds)}, {percent(other.share)} of steps"
+        for other in summary.others
+    )
+    return f"Guessed    {_count(summary.tokens_guessed)}, {summary.tokens_accepted:,} held ({held}){others}"
+
+
+def _shared(summary: AccountSummary) -> str:
+    parts = []
+    if summary.tokens_cached:
+        parts.append(f"{_count(summary.tokens_cached)} of beginnings were not computed again")
+    if summary.transfers_s > 0:
+        parts.append(f"kept state was moved for {seconds(summary.transfers_s)}")
+    return f"Kept       {'; '.join(parts)}" if parts else ""
 
 
 def _times(summary: AccountSummary, is_random: bool) -> str:
