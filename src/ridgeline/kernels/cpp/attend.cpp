@@ -1,234 +1,148 @@
 // attend: append this step's k and v to the pages, then causal attention of q over the pages (never over the f32 input, so
 // that a key means the same whether it came in this chunk or an earlier one).
-// Idea: a row is (token, q head of one kv head's group). One work item = up to ITEM_ROWS rows x one kv head (x one split of
-// RL_SPLIT_TOKENS keys when parallelism is scarce). Keys go by in steps of 64 at absolute positions: scores with lane = key
-// (R rows share each K load), one softmax update a step, weighted values with lane = dimension (R rows share each V load).
-// Promise 1: a row's own sequence of operations is fixed by positions alone:
-//   score: fma over d = 0, 1, 2, ...; step: m, p, l, rescale only when the maximum grows (by 1 it would change nothing);
-//   values: fma over keys in order; splits: merged in order by merge(), also when there is one or when they run in one item.
-//   A key that a row may not see gets p = 0 exactly, and fma(0, v, acc) = acc; keys no row of the group sees are not read,
-//   so stale bytes in pages never matter. Measured numbers: docs/findings.
-#include "quantise.h"
+// A row is (token, q head of one kv head's group). One work item = up to ITEM_ROWS rows x one kv head (x one split of
+// RL_SPLIT_TOKENS keys when parallelism is scarce). Keys go by in steps of 64 at absolute places (attend_rows.h); splits are
+// merged in order by merge(), also when there is one or when they run in one item.
+// The place of a token is its slot as if its branch were all there is: slot of the sequence's first token + depth. So the
+// rows of a tree (I9) do what they would do had their branch been computed alone, bit for bit: keys of the tree are gathered
+// into pages of that branch first. Sinks (C9) are read as if the window followed them at once: q is turned back by what lies
+// between. Mass (C10) is a second pass, rows in order, once their maxima and sums are known.
+#include "attend_rows.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
 
-constexpr int STEP_KEYS = 64, STEP_PAGES = STEP_KEYS / RL_BLOCK_TOKENS;
-constexpr int ITEM_ROWS = 48, MAX_DIM = 256;
-#if RL_LEVEL == 2
-constexpr int GROUP_ROWS = 6, WIDE = 4;  // rows x vectors kept in registers
-#elif RL_LEVEL == 1
-constexpr int GROUP_ROWS = 6, WIDE = 2;
-#else
-constexpr int GROUP_ROWS = 4, WIDE = 2;
-#endif
-constexpr int VECTORS = STEP_KEYS / LANES;
-constexpr float NOTHING = -__builtin_inff();
-
-struct alignas(64) Item {
-  // [row][stride]; the stride is not a power of two, or the rows would fight for the same sets of the first cache
-  float q_rows[ITEM_ROWS * (MAX_DIM + 16)];      // scaled
-  float values_rows[ITEM_ROWS * (MAX_DIM + 16)];  // of the current split
-  float total_rows[ITEM_ROWS * (MAX_DIM + 16)];   // of the splits before
-  float most[ITEM_ROWS], total_most[ITEM_ROWS];
-  float total_sum[ITEM_ROWS];
-  float sums[ITEM_ROWS][LANES];
-  float scores[GROUP_ROWS][STEP_KEYS];
-  int low[ITEM_ROWS], high[ITEM_ROWS];  // keys a row sees
-  int rows, stride;
-
-  float* q(int row) { return q_rows + row * stride; }
-  float* values(int row) { return values_rows + row * stride; }
-  float* total(int row) { return total_rows + row * stride; }
+struct Attend {
+  const Step& step;
+  const RlInstr& in;
+  int ratio;         // q heads a kv head
+  int sinks;         // 0 without a window: everything is seen anyway
+  const int32_t* slots;
+  int64_t splits;    // places of partial results a row has; 0: items run all splits themselves
+  float* partials;   // [token][head][split][partial_floats]
+  float* stats;      // [token][head][maximum, sum] when the pool keeps mass
+  bool quant_early;  // groups of 32 columns lie inside heads
 };
 
-struct Pages {
-  const uint8_t* k[STEP_PAGES];
-  const uint8_t* v[STEP_PAGES];
+struct Work {  // rows [row, row + count) of (sequence, kv head)
+  int sequence, row, count, kv_head;
+
+  int token(const Attend& job, int r) const { return job.step.batch->first_token[sequence] + (row + r) / job.ratio; }
+  int head(const Attend& job, int r) const { return kv_head * job.ratio + (row + r) % job.ratio; }
 };
 
-uint8_t* page_of(const Step& step, const RlInstr& in, int sequence, int64_t page, int kv_head) {
-  const RlPool& pool = step.pools[in.group];
-  const RlBatch& batch = *step.batch;
-  const int64_t row = static_cast<int64_t>(in.group) * batch.sequences + sequence;
-  const int32_t block = batch.block_table[row * batch.table_stride + page];
-  return pool.base + block * pool.block_stride + in.layer * pool.layer_stride + kv_head * pool.head_stride;
+int base_of(const Attend& job, int sequence) { return job.slots[job.step.batch->first_token[sequence]]; }
+
+int place_of(const Attend& job, int token) {
+  const RlBatch& batch = *job.step.batch;
+  const int first = batch.first_token[batch.sequence_of[token]];
+  return job.slots[first] + batch.positions[token] - batch.positions[first];
 }
 
-// Where this group keeps the batch's tokens: [tokens].
-const int32_t* slots_of(const Step& step, const RlInstr& in) {
-  const RlBatch& batch = *step.batch;
-  return batch.slots ? batch.slots + static_cast<int64_t>(in.group) * batch.tokens : batch.positions;
+int lowest(const Attend& job, int place) {
+  return job.in.window > 0 && place >= job.in.window ? place - job.in.window + 1 : 0;
 }
 
-void append(const Worker& worker, const Step& step, const RlInstr& in) {
+bool reads_split(const Attend& job, int64_t split, int low, int high) {
+  return (split >= low / RL_SPLIT_TOKENS && split <= high / RL_SPLIT_TOKENS) || (split == 0 && job.sinks > 0);
+}
+
+// Tokens this one sees of its own sequence in the batch, itself included; 0: all before it.
+uint64_t branch_of(const RlBatch& batch, int token) {
+  const int sequence = batch.sequence_of[token], first = batch.first_token[sequence];
+  if (!batch.tree || batch.first_token[sequence + 1] - first > 64) return 0;
+  const uint64_t all = ~uint64_t{0} >> (63 - (token - first));
+  return batch.tree[token] == all ? 0 : batch.tree[token];
+}
+
+// q turned back by `by` positions.
+void turn_back(const RlInstr& in, float* q, int by) {
+  const int half = in.rotary_dim / 2;
+  const float* cos = in.rope_cos + static_cast<int64_t>(by) * half;
+  const float* sin = in.rope_sin + static_cast<int64_t>(by) * half;
+  const bool is_interleaved = in.flags & RL_ROPE_INTERLEAVED;
+  for (int i = 0; i < half; i++) {
+    float& x = q[is_interleaved ? 2 * i : i];
+    float& y = q[is_interleaved ? 2 * i + 1 : half + i];
+    const float a = x, b = y;
+    x = a * cos[i] + b * sin[i];
+    y = b * cos[i] - a * sin[i];
+  }
+}
+
+// What a query says at once about every dimension, for storages that keep a shift (pages.h).
+void sum_query(const Attend& job, Item& item, Query& query, int r) {
+  if (job.step.pools[job.in.group].storage != RL_KV_INT4) return;
+  float sum = 0.0f;
+  for (int d = 0; d < job.in.head_dim; d++) sum += query.rows[r * item.stride + d];
+  query.sums[r] = sum;
+}
+
+void load_rows(const Attend& job, Item& item, const Work& work) {
+  const RlInstr& in = job.in;
   const int dim = in.head_dim;
   const int64_t width = static_cast<int64_t>(in.heads + 2 * in.kv_heads) * dim;
-  const RlPool& pool = step.pools[in.group];
-  const int32_t* slots = slots_of(step, in);
-  int64_t begin, end;
-  share(step.batch->tokens, worker, begin, end);
-  for (int64_t token = begin; token < end; token++) {
-    const int place = slots[token], slot = place % RL_BLOCK_TOKENS;
-    const float* k = floats(step, in.in) + token * width + static_cast<int64_t>(in.heads) * dim;
-    const float* v = k + static_cast<int64_t>(in.kv_heads) * dim;
-    for (int h = 0; h < in.kv_heads; h++, k += dim, v += dim) {
-      uint8_t* page = page_of(step, in, step.batch->sequence_of[token], place / RL_BLOCK_TOKENS, h);
-      if (pool.storage == RL_KV_F32) {
-        float* keys = reinterpret_cast<float*>(page) + slot;
-        for (int d = 0; d < dim; d++) keys[d * RL_BLOCK_TOKENS] = k[d];
-        memcpy(page + pool.page_bytes + static_cast<int64_t>(slot) * dim * 4, v, dim * 4);
-      } else {
-        uint16_t* keys = reinterpret_cast<uint16_t*>(page) + slot * 2;
-        uint16_t* values = reinterpret_cast<uint16_t*>(page + pool.page_bytes) + slot * dim;
-        for (int d = 0; d < dim; d++) keys[d / 2 * (2 * RL_BLOCK_TOKENS) + d % 2] = float_to_bf16(k[d]);
-        for (int d = 0; d < dim; d++) values[d] = float_to_bf16(v[d]);
-      }
+  item.rows = work.count;
+  item.sinks = job.sinks;
+  for (int r = 0; r < work.count; r++) {
+    const int token = work.token(job, r);
+    const float* q = floats(job.step, in.in) + token * width + static_cast<int64_t>(work.head(job, r)) * dim;
+    float* row = item.q.rows + r * item.stride;
+    for (int d = 0; d < dim; d++) row[d] = q[d] * in.scale;
+    sum_query(job, item, item.q, r);
+    item.high[r] = place_of(job, token);
+    item.low[r] = lowest(job, item.high[r]);
+    if (job.sinks == 0) continue;
+    float* turned = item.sink_q.rows + r * item.stride;
+    memcpy(turned, row, sizeof(float) * dim);
+    const int by = job.step.batch->positions[token] - (job.sinks + in.window - 1);
+    if (by > 0 && in.rotary_dim > 0) turn_back(in, turned, by);
+    sum_query(job, item, item.sink_q, r);
+  }
+}
+
+// Pages of the 64 keys from `key` on for rows that see the keys low .. high and the sinks.
+void find_pages(const Attend& job, const Work& work, int key, int low, int high, Pages& pages) {
+  const uint8_t* any = nullptr;
+  for (int j = 0; j < STEP_PAGES; j++) {
+    const int page_key = key + j * RL_BLOCK_TOKENS;
+    const bool seen = page_key <= high && (page_key + RL_BLOCK_TOKENS > low || page_key < job.sinks);
+    pages.k[j] = seen ? page_of(job.step, job.in, work.sequence, page_key / RL_BLOCK_TOKENS, work.kv_head) : nullptr;
+    if (seen) any = pages.k[j];
+  }
+  for (int j = 0; j < STEP_PAGES; j++) {
+    if (!pages.k[j]) pages.k[j] = any;  // scored for nothing, then masked
+    pages.v[j] = pages.k[j] + job.step.pools[job.in.group].page_bytes;
+  }
+}
+
+// The same for one branch of a tree: its tokens one after another, gathered into item.branch.
+void find_branch(const Attend& job, Item& item, const Work& work, int token, int key, Pages& pages) {
+  const RlPool& pool = job.step.pools[job.in.group];
+  const int bytes = row_bytes(pool.storage, job.in.head_dim), base = base_of(job, work.sequence);
+  const int high = place_of(job, token), low = lowest(job, high);
+  int path[64], length = 0;
+  for (uint64_t left = branch_of(*job.step.batch, token); left; left &= left - 1)
+    path[length++] = base + __builtin_ctzll(left);
+  for (int j = 0; j < STEP_PAGES; j++) {
+    uint8_t* k = item.branch[0] + j * RL_BLOCK_TOKENS * bytes;
+    uint8_t* v = item.branch[1] + j * RL_BLOCK_TOKENS * bytes;
+    pages.k[j] = k;
+    pages.v[j] = v;
+    for (int i = 0; i < RL_BLOCK_TOKENS; i++) {
+      const int place = key + j * RL_BLOCK_TOKENS + i;
+      if (place > high || (place < low && place >= job.sinks)) continue;
+      const int slot = place < base ? place : path[place - base];
+      const uint8_t* page = page_of(job.step, job.in, work.sequence, slot / RL_BLOCK_TOKENS, work.kv_head);
+      copy_key(k, i, page, slot % RL_BLOCK_TOKENS, bytes);
+      memcpy(v + i * bytes, page + pool.page_bytes + slot % RL_BLOCK_TOKENS * bytes, bytes);
     }
   }
 }
 
-// Scores of rows [first, first + R) against all 64 keys of the step into item.scores.
-template <int R, bool BF16>
-void score(Item& item, int first, const Pages& pages, int dim) {
-  const float* q = item.q(first);
-  const int stride = item.stride;
-  for (int at = 0; at < VECTORS; at += WIDE) {
-    const uint8_t* k[WIDE];
-    F sum[R][WIDE] = {};
-#pragma GCC unroll 4
-    for (int j = 0; j < WIDE; j++) {
-      const int key = (at + j) * LANES;
-      k[j] = pages.k[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * 4;  // 4 bytes a key in both storages
-    }
-    if constexpr (BF16) {
-      for (int d = 0; d < dim; d += 2) {
-        F even[WIDE], odd[WIDE];
-#pragma GCC unroll 4
-        for (int j = 0; j < WIDE; j++) load_pairs(k[j] + d * 32, even[j], odd[j]);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          F a = splat(q[r * stride + d]), b = splat(q[r * stride + d + 1]);
-#pragma GCC unroll 4
-          for (int j = 0; j < WIDE; j++) sum[r][j] = fma(a, even[j], sum[r][j]);
-#pragma GCC unroll 4
-          for (int j = 0; j < WIDE; j++) sum[r][j] = fma(b, odd[j], sum[r][j]);
-        }
-      }
-    } else {
-      for (int d = 0; d < dim; d++) {
-        F keys[WIDE];
-#pragma GCC unroll 4
-        for (int j = 0; j < WIDE; j++) keys[j] = load(reinterpret_cast<const float*>(k[j] + d * 64));
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          F a = splat(q[r * stride + d]);
-#pragma GCC unroll 4
-          for (int j = 0; j < WIDE; j++) sum[r][j] = fma(a, keys[j], sum[r][j]);
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-      for (int j = 0; j < WIDE; j++) store(item.scores[r] + (at + j) * LANES, sum[r][j]);
-  }
-}
-
-// Scores -> weights of row `row`; keeps its maximum, sum and values consistent.
-RL_INLINE void soften(Item& item, int row, float* scores, int key, int dim) {
-  F x[VECTORS];
-  F peak = splat(NOTHING);
-#pragma GCC unroll 16
-  for (int j = 0; j < VECTORS; j++) {
-    x[j] = keep_range(load(scores + j * LANES), numbers() + splat_int(key + j * LANES), item.low[row], item.high[row],
-                      splat(NOTHING));
-    peak = max(peak, x[j]);
-  }
-  const float here = largest(peak), before = item.most[row];
-  F sum = load(item.sums[row]);
-  if (here > before) {
-    const F shrink = exp(splat(before - here));
-    item.most[row] = here;
-    sum = sum * shrink;
-    float* values = item.values(row);  // rows have room for whole vectors
-    for (int d = 0; d < dim; d += LANES) store(values + d, load(values + d) * shrink);
-  }
-  // A row that has seen no key yet has most == -inf; -inf - -inf would be NaN.
-  const F most = splat(item.most[row] == NOTHING ? 0.0f : item.most[row]);
-#pragma GCC unroll 16
-  for (int j = 0; j < VECTORS; j++) {
-    F p = exp(x[j] - most);
-    store(scores + j * LANES, p);
-    sum = sum + p;
-  }
-  store(item.sums[row], sum);
-}
-
-// values[row][d ..] += weights . V over keys [begin, end] of the step. N: vectors; PART: the last one is partial.
-template <int R, int N, bool BF16, bool PART>
-void weigh(Item& item, int first, const Pages& pages, int begin, int end, int dim, int d) {
-  F sum[R][N];
-  float* values = item.values(first);
-  const int stride = item.stride;
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int j = 0; j < N; j++) sum[r][j] = load(values + r * stride + d + j * LANES);
-  for (int key = begin; key <= end; key++) {
-    const uint8_t* page = pages.v[key / RL_BLOCK_TOKENS];
-    const int64_t at = static_cast<int64_t>(key % RL_BLOCK_TOKENS) * dim + d;
-    F v[N];
-#pragma GCC unroll 4
-    for (int j = 0; j < N; j++) {
-      if constexpr (BF16) {
-        const uint16_t* from = reinterpret_cast<const uint16_t*>(page) + at + j * LANES;
-        v[j] = PART ? load_bf16_part(from, dim - d) : load_bf16(from);
-      } else {
-        const float* from = reinterpret_cast<const float*>(page) + at + j * LANES;
-        v[j] = PART ? load_part(from, dim - d) : load(from);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      F p = splat(item.scores[r][key]);
-#pragma GCC unroll 4
-      for (int j = 0; j < N; j++) sum[r][j] = fma(p, v[j], sum[r][j]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int j = 0; j < N; j++) store(values + r * stride + d + j * LANES, sum[r][j]);
-}
-
-template <int R, bool BF16>
-void step_group(Item& item, int first, const Pages& pages, int key, int dim) {
-  int low = item.low[first], high = item.high[first];
-  for (int r = 1; r < R; r++) {
-    low = item.low[first + r] < low ? item.low[first + r] : low;
-    high = item.high[first + r] > high ? item.high[first + r] : high;
-  }
-  if (key > high || key + STEP_KEYS <= low) return;
-  score<R, BF16>(item, first, pages, dim);
-  for (int r = 0; r < R; r++) soften(item, first + r, item.scores[r], key, dim);
-  const int begin = low > key ? low - key : 0, end = high - key < STEP_KEYS ? high - key : STEP_KEYS - 1;
-  int d = 0;
-  for (; d + WIDE * LANES <= dim; d += WIDE * LANES) weigh<R, WIDE, BF16, false>(item, first, pages, begin, end, dim, d);
-  for (; d + LANES <= dim; d += LANES) weigh<R, 1, BF16, false>(item, first, pages, begin, end, dim, d);
-  if (d < dim) weigh<R, 1, BF16, true>(item, first, pages, begin, end, dim, d);
-}
-
-template <bool BF16>
-void step_rows(Item& item, const Pages& pages, int key, int dim) {
-  typedef void (*Group)(Item&, int, const Pages&, int, int);
-  constexpr Group groups[6] = {step_group<1, BF16>, step_group<2, BF16>, step_group<3, BF16>, step_group<4, BF16>,
-                               GROUP_ROWS > 4 ? step_group<GROUP_ROWS - 1, BF16> : nullptr,
-                               GROUP_ROWS > 4 ? step_group<GROUP_ROWS, BF16> : nullptr};
-  for (int first = 0; first < item.rows; first += GROUP_ROWS) {
-    const int left = item.rows - first;
-    groups[(left < GROUP_ROWS ? left : GROUP_ROWS) - 1](item, first, pages, key, dim);
-  }
+void step_rows(const Group* groups, Item& item, const Pages& pages, int key, int dim, int begin, int end) {
+  for (int first = begin; first < end; first += GROUP_ROWS)
+    groups[(end - first < GROUP_ROWS ? end - first : GROUP_ROWS) - 1](item, first, pages, key, dim);
 }
 
 // (most, sum, values) += (most', sum', values') of the next split. The one place where splits meet.
@@ -241,96 +155,91 @@ void merge(float& most, float& sum, float* values, float next_most, float next_s
   for (int d = 0; d < dim; d += LANES) store(values + d, fma(load(next + d), take, load(values + d) * keep));
 }
 
-struct Attend {
-  const Step& step;
-  const RlInstr& in;
-  int ratio;         // q heads a kv head
-  const int32_t* slots;
-  int64_t splits;    // places of partial results a row has; 0: items run all splits themselves
-  float* partials;   // [token][head][split][partial_floats]
-  bool quant_early;  // groups of 32 columns lie inside heads
-};
-
 float* partial_of(const Attend& job, int64_t token, int head, int64_t split) {
   return job.partials + ((token * job.in.heads + head) * job.splits + split) * partial_floats(job.in.head_dim);
 }
 
-void emit(const Attend& job, int64_t token, int head, float sum, const float* values) {
+void emit(const Attend& job, int64_t token, int head, float most, float sum, const float* values) {
   const int dim = job.in.head_dim;
   const int64_t width = static_cast<int64_t>(job.in.heads) * dim;
   float* row = floats(job.step, job.in.out) + token * width;
   float* out = row + static_cast<int64_t>(head) * dim;
   const float inverse = 1.0f / sum;
   for (int d = 0; d < dim; d++) out[d] = values[d] * inverse;
+  if (job.stats) {
+    job.stats[(token * job.in.heads + head) * 2] = most;
+    job.stats[(token * job.in.heads + head) * 2 + 1] = sum;
+  }
   if (job.quant_early)
     quantise(row, static_cast<int64_t>(head) * dim, static_cast<int64_t>(head + 1) * dim,
              quant_row(job.step, job.in.out_quant, width, token, job.step.batch->tokens));
 }
 
-// Rows [row, row + count) of (sequence, kv head) over splits [first_split, last_split).
-void run_item(const Attend& job, Item& item, int sequence, int row, int count, int kv_head, int64_t split, bool all) {
-  const RlInstr& in = job.in;
-  const RlBatch& batch = *job.step.batch;
-  const RlPool& pool = job.step.pools[in.group];
-  const int dim = in.head_dim, start = batch.first_token[sequence];
-  const int64_t width = static_cast<int64_t>(in.heads + 2 * in.kv_heads) * dim;
+// Keys of one split, low .. high of them and the sinks.
+void run_split(const Attend& job, Item& item, const Work& work, int64_t split, int low, int high, bool has_branches) {
+  const int dim = job.in.head_dim, base = base_of(job, work.sequence);
+  const Group* groups = groups_of(job.step.pools[job.in.group].storage, false);
+  for (int r = 0; r < work.count; r++) {
+    item.most[r] = NOTHING;
+    memset(item.sums[r], 0, sizeof item.sums[r]);
+    memset(item.values(r), 0, sizeof(float) * round_up(dim, LANES));
+  }
+  Pages pages;
+  for (int key = static_cast<int>(split * RL_SPLIT_TOKENS); key < (split + 1) * RL_SPLIT_TOKENS && key <= high;
+       key += STEP_KEYS) {
+    if (key + STEP_KEYS <= low && key >= job.sinks) continue;
+    if (!has_branches || key + STEP_KEYS <= base) {
+      find_pages(job, work, key, low, high, pages);
+      step_rows(groups, item, pages, key, dim, 0, work.count);
+      continue;
+    }
+    for (int begin = 0, end; begin < work.count; begin = end) {  // the rows of one token
+      const int token = work.token(job, begin);
+      for (end = begin + 1; end < work.count && work.token(job, end) == token;) end++;
+      if (key > item.high[begin]) continue;
+      if (branch_of(*job.step.batch, token))
+        find_branch(job, item, work, token, key, pages);
+      else
+        find_pages(job, work, key, low, item.high[begin], pages);
+      step_rows(groups, item, pages, key, dim, begin, end);
+    }
+  }
+}
+
+// One item: all its splits, or one of them.
+void run_item(const Attend& job, Item& item, const Work& work, int64_t split, bool all) {
+  const int dim = job.in.head_dim;
+  load_rows(job, item, work);
   int low = 0x7fffffff, high = -1;
-  item.rows = count;
-  for (int r = 0; r < count; r++) {
-    const int token = start + (row + r) / job.ratio, head = kv_head * job.ratio + (row + r) % job.ratio;
-    const float* q = floats(job.step, in.in) + token * width + static_cast<int64_t>(head) * dim;
-    for (int d = 0; d < dim; d++) item.q(r)[d] = q[d] * in.scale;
-    item.high[r] = job.slots[token];
-    item.low[r] = in.window > 0 && item.high[r] >= in.window ? item.high[r] - in.window + 1 : 0;
+  bool has_branches = false;
+  for (int r = 0; r < work.count; r++) {
     low = item.low[r] < low ? item.low[r] : low;
     high = item.high[r] > high ? item.high[r] : high;
+    has_branches = has_branches || branch_of(*job.step.batch, work.token(job, r));
     item.total_most[r] = NOTHING;
     item.total_sum[r] = 0.0f;
     memset(item.total(r), 0, sizeof(float) * round_up(dim, LANES));
   }
-  if (!all && (split < low / RL_SPLIT_TOKENS || split > high / RL_SPLIT_TOKENS)) return;  // nobody will read it
-  const int64_t first_split = all ? low / RL_SPLIT_TOKENS : split;
-  const int64_t last_split = all ? high / RL_SPLIT_TOKENS : split;
-  for (int64_t s = first_split; s <= last_split; s++) {
-    for (int r = 0; r < count; r++) {
-      item.most[r] = NOTHING;
-      memset(item.sums[r], 0, sizeof item.sums[r]);
-      memset(item.values(r), 0, sizeof(float) * round_up(dim, LANES));
-    }
-    for (int key = static_cast<int>(s * RL_SPLIT_TOKENS); key < (s + 1) * RL_SPLIT_TOKENS && key <= high;
-         key += STEP_KEYS) {
-      if (key + STEP_KEYS <= low) continue;
-      Pages pages;
-      const uint8_t* any = nullptr;
-      for (int j = 0; j < STEP_PAGES; j++) {
-        const int page_key = key + j * RL_BLOCK_TOKENS;
-        const bool seen = page_key <= high && page_key + RL_BLOCK_TOKENS > low;
-        pages.k[j] = seen ? page_of(job.step, in, sequence, page_key / RL_BLOCK_TOKENS, kv_head) : nullptr;
-        if (seen) any = pages.k[j];
-      }
-      for (int j = 0; j < STEP_PAGES; j++) {
-        if (!pages.k[j]) pages.k[j] = any;  // scored for nothing, then masked
-        pages.v[j] = pages.k[j] + pool.page_bytes;
-      }
-      (pool.storage == RL_KV_BF16 ? step_rows<true> : step_rows<false>)(item, pages, key, dim);
-    }
-    for (int r = 0; r < count; r++) {
-      const float sum_here = sum(load(item.sums[r]));
-      if (all) {
-        merge(item.total_most[r], item.total_sum[r], item.total(r), item.most[r], sum_here, item.values(r), dim);
-        continue;
-      }
-      float* partial =
-          partial_of(job, start + (row + r) / job.ratio, kv_head * job.ratio + (row + r) % job.ratio, split);
+  if (!all) {
+    if (!reads_split(job, split, low, high)) return;  // nobody will read it
+    run_split(job, item, work, split, low, high, has_branches);
+    for (int r = 0; r < work.count; r++) {
+      float* partial = partial_of(job, work.token(job, r), work.head(job, r), split);
       partial[0] = item.most[r];
-      partial[1] = sum_here;
+      partial[1] = sum(load(item.sums[r]));
       memcpy(partial + 16, item.values(r), sizeof(float) * round_up(dim, LANES));
     }
+    return;
   }
-  if (!all) return;
-  for (int r = 0; r < count; r++)
-    emit(job, start + (row + r) / job.ratio, kv_head * job.ratio + (row + r) % job.ratio, item.total_sum[r],
-         item.total(r));
+  for (int64_t s = 0; s <= high / RL_SPLIT_TOKENS; s++) {
+    if (!reads_split(job, s, low, high)) continue;
+    run_split(job, item, work, s, low, high, has_branches);
+    for (int r = 0; r < work.count; r++)
+      merge(item.total_most[r], item.total_sum[r], item.total(r), item.most[r], sum(load(item.sums[r])), item.values(r),
+            dim);
+  }
+  for (int r = 0; r < work.count; r++)
+    emit(job, work.token(job, r), work.head(job, r), item.total_most[r], item.total_sum[r], item.total(r));
 }
 
 void merge_rows(const Attend& job, const Worker& worker, Item& item) {
@@ -338,16 +247,52 @@ void merge_rows(const Attend& job, const Worker& worker, Item& item) {
   int64_t begin, end;
   share(static_cast<int64_t>(job.step.batch->tokens) * in.heads, worker, begin, end);
   for (int64_t i = begin; i < end; i++) {
-    const int64_t token = i / in.heads;
-    const int head = static_cast<int>(i % in.heads), high = job.slots[token];
-    const int low = in.window > 0 && high >= in.window ? high - in.window + 1 : 0;
+    const int token = static_cast<int>(i / in.heads), head = static_cast<int>(i % in.heads);
+    const int high = place_of(job, token), low = lowest(job, high);
     float most = NOTHING, total = 0.0f;
     memset(item.total(0), 0, sizeof(float) * round_up(in.head_dim, LANES));
-    for (int64_t s = low / RL_SPLIT_TOKENS; s <= high / RL_SPLIT_TOKENS; s++) {
+    for (int64_t s = 0; s <= high / RL_SPLIT_TOKENS; s++) {
+      if (!reads_split(job, s, low, high)) continue;
       const float* partial = partial_of(job, token, head, s);
       merge(most, total, item.total(0), partial[0], partial[1], partial + 16, in.head_dim);
     }
-    emit(job, token, head, total, item.total(0));
+    emit(job, token, head, most, total, item.total(0));
+  }
+}
+
+// Attention mass: per kept token the weights of every row, added token by token and head by head. One item a (sequence, kv
+// head), so that each sum is one thread's and its order never changes.
+void add_mass(const Attend& job, const Worker& worker, Item& item) {
+  const RlInstr& in = job.in;
+  const RlBatch& batch = *job.step.batch;
+  const Group* groups = groups_of(job.step.pools[in.group].storage, true);
+  int64_t begin, end;
+  share(static_cast<int64_t>(batch.sequences) * in.kv_heads, worker, begin, end);
+  for (int64_t i = begin; i < end; i++) {
+    Work work{static_cast<int>(i / in.kv_heads), 0, 0, static_cast<int>(i % in.kv_heads)};
+    const int rows = (batch.first_token[work.sequence + 1] - batch.first_token[work.sequence]) * job.ratio;
+    for (; work.row < rows; work.row += GROUP_ROWS) {
+      work.count = rows - work.row < GROUP_ROWS ? rows - work.row : GROUP_ROWS;
+      load_rows(job, item, work);
+      for (int r = 0; r < work.count; r++) {
+        const float* stats = job.stats + (static_cast<int64_t>(work.token(job, r)) * in.heads + work.head(job, r)) * 2;
+        item.most[r] = stats[0];
+        item.total_sum[r] = stats[1];
+      }
+      const int low = item.low[0], high = item.high[work.count - 1];
+      for (int key = low / STEP_KEYS * STEP_KEYS; key <= high; key += STEP_KEYS) {
+        Pages pages;
+        find_pages(job, work, key, low, high, pages);
+        groups[work.count - 1](item, 0, pages, key, in.head_dim);
+        for (int at = 0; at < STEP_KEYS && key + at <= high; at += RL_BLOCK_TOKENS) {
+          if (key + at + RL_BLOCK_TOKENS <= low) continue;
+          float* mass = mass_of(job.step, in, work.sequence, (key + at) / RL_BLOCK_TOKENS, work.kv_head);
+          for (int r = 0; r < work.count; r++)
+            for (int l = 0; l < RL_BLOCK_TOKENS; l += LANES)
+              store(mass + l, load(mass + l) + load(item.scores[r] + at + l));
+        }
+      }
+    }
   }
 }
 
@@ -357,8 +302,13 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
   append(worker, step, in);
   barrier(worker);
   const RlBatch& batch = *step.batch;
-  Attend job{step, in, in.heads / in.kv_heads, slots_of(step, in), 0, reinterpret_cast<float*>(step.scratch),
-             in.out_quant >= 0 && in.head_dim % RL_GROUP == 0};
+  Attend job{step, in, in.heads / in.kv_heads, in.window > 0 ? in.sinks : 0, slots_of(step, in), 0,
+             reinterpret_cast<float*>(step.scratch), nullptr, in.out_quant >= 0 && in.head_dim % RL_GROUP == 0};
+  int64_t room = step.scratch_bytes;
+  if (step.pools[in.group].mass) {
+    room -= mass_scratch_bytes(batch.tokens, in.heads);
+    job.stats = reinterpret_cast<float*>(step.scratch + room);
+  }
   // One pass over the sequences decides, alike on every thread, whether splits run as items of their own.
   int64_t items = 0;
   int longest = 0;
@@ -369,7 +319,7 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
   for (int t = 0; t < batch.tokens; t++) longest = job.slots[t] > longest ? job.slots[t] : longest;
   const int64_t splits = longest / RL_SPLIT_TOKENS + 1;
   if (splits > 1 && worker.threads > 1 && items < 4 * worker.threads &&
-      static_cast<int64_t>(batch.tokens) * in.heads * splits * partial_floats(in.head_dim) * 4 <= step.scratch_bytes)
+      static_cast<int64_t>(batch.tokens) * in.heads * splits * partial_floats(in.head_dim) * 4 <= room)
     job.splits = splits;
   Item item;
   item.stride = static_cast<int>(round_up(in.head_dim, 16)) + 16;
@@ -382,15 +332,18 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
     for (; ticket < base + blocks * in.kv_heads * each; ticket = take(worker)) {
       const int64_t index = ticket - base, split = index % each;
       const int64_t block = blocks - 1 - index / each / in.kv_heads;  // the longest contexts first
-      const int kv_head = static_cast<int>(index / each % in.kv_heads);
       const int row = static_cast<int>(block * ITEM_ROWS), count = rows - row < ITEM_ROWS ? rows - row : ITEM_ROWS;
-      run_item(job, item, s, row, count, kv_head, split, job.splits == 0);
+      run_item(job, item, {s, row, count, static_cast<int>(index / each % in.kv_heads)}, split, job.splits == 0);
     }
     base += blocks * in.kv_heads * each;
   }
   if (job.splits) {
     barrier(worker);
     merge_rows(job, worker, item);
+  }
+  if (job.stats) {
+    barrier(worker);
+    add_mass(job, worker, item);
   }
   if (in.out_quant < 0 || job.quant_early) return;
   barrier(worker);

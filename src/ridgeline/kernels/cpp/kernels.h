@@ -104,4 +104,7 @@ RL_INLINE int64_t sample_scratch_bytes(int64_t vocabulary) { return round_up(voc
 // Scratch of one (row, split) of attention: max, sum, weighted values.
 RL_INLINE int64_t partial_floats(int64_t head_dim) { return round_up(head_dim, 16) + 16; }
 
+// Scratch of attention that keeps mass: maximum and sum of every row, behind all else.
+RL_INLINE int64_t mass_scratch_bytes(int64_t tokens, int64_t heads) { return round_up(tokens * heads * 8, 64); }
+
 }  // namespace ridgeline

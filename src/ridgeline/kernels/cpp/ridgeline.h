@@ -25,7 +25,7 @@ enum RlFormat {
   RL_F32 = 0, RL_BF16 = 1, RL_Q8_0 = 2, RL_Q4_1 = 3, RL_Q4_0 = 4, RL_Q5_0 = 5, RL_Q4_K = 6, RL_Q6_K = 7,
   RL_FORMAT_END
 };
-enum RlStorage { RL_KV_F32 = 0, RL_KV_BF16 = 1 };
+enum RlStorage { RL_KV_F32 = 0, RL_KV_BF16 = 1, RL_KV_INT8 = 2, RL_KV_INT4 = 3 };
 enum RlOp {
   RL_EMBED = 1,       // out[t] = weight[0] row token_ids[t] * scale
   RL_NORM = 2,        // out = in * rsqrt(mean(in^2) + eps) * gain; gain = weight[0] (f32 vector, unpacked)
@@ -85,8 +85,10 @@ typedef struct {
 
 // The paged KV pool. Page address: base + block*block_stride + layer*layer_stride + kv_head*head_stride
 // holds the K page, then (page_bytes later) the V page.
-//   K page, RL_KV_F32:  f32  [head_dim][16 tokens]          V page, RL_KV_F32:  f32  [16 tokens][head_dim]
-//   K page, RL_KV_BF16: bf16 [head_dim/2][16 tokens][2]     V page, RL_KV_BF16: bf16 [16 tokens][head_dim]
+// A kept vector is a row of bytes, K and V alike (pages.h):
+//   RL_KV_F32: f32 [head_dim]    RL_KV_INT8: int8 [head_dim], f32 scale: x = q * scale
+//   RL_KV_BF16: bf16 [head_dim]  RL_KV_INT4: 4 bits [head_dim] (low half of a byte first), bf16 scale, bf16 low: x = q * scale + low
+// V page: [16 tokens] rows. K page: the same rows turned round in units of 4 bytes, [row bytes / 4][16 tokens][4].
 typedef struct {
   uint8_t* base;
   int64_t block_stride, layer_stride, head_stride, page_bytes;

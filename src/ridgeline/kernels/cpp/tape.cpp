@@ -171,9 +171,17 @@ Fault check_pages(const RlBatch& batch, const RlPool& pool, const RlInstr& in) {
 // The group's pool holds pages of this instruction's shape, and its layer.
 Fault check_pool(const RlInstr& in, const RlPool& pool) {
   if (!pool.base || pool.blocks < 1) return BAD_POOL;
-  if (pool.storage != RL_KV_F32 && pool.storage != RL_KV_BF16) return BAD_POOL;
-  const int64_t page = static_cast<int64_t>(RL_BLOCK_TOKENS) * in.head_dim * (pool.storage == RL_KV_F32 ? 4 : 2);
-  if (pool.page_bytes < page || pool.head_stride < pool.page_bytes + page) return BAD_POOL;
+  int64_t row = 0;  // bytes of a kept vector (pages.h)
+  switch (pool.storage) {
+    case RL_KV_F32: row = in.head_dim * 4; break;
+    case RL_KV_BF16: row = in.head_dim * 2; break;
+    case RL_KV_INT8: row = in.head_dim + 4; break;
+    case RL_KV_INT4: row = in.head_dim / 2 + 4; break;
+    default: return BAD_POOL;
+  }
+  if (pool.page_bytes < row * RL_BLOCK_TOKENS || pool.head_stride < pool.page_bytes + row * RL_BLOCK_TOKENS)
+    return BAD_POOL;
+  if (pool.mass && in.sinks > 0) return BAD_POOL;
   const int64_t last = in.layer * pool.layer_stride + in.kv_heads * pool.head_stride;
   return last <= pool.block_stride ? Fault(0) : BAD_POOL;
 }
@@ -243,8 +251,12 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pools, int po
         return BAD_HEADS;
       if (in.width_in != qkv || in.width_out != in.heads * in.head_dim || in.layer < 0 || in.window < 0 || in.sinks < 0)
         return BAD_WIDTH;
+      if (in.sinks > 0 && in.rotary_dim != 0 &&
+          (!in.rope_cos || !in.rope_sin || in.rotary_dim < 2 || in.rotary_dim % 2 || in.rotary_dim > in.head_dim))
+        return BAD_HEADS;
       if (!pools || in.group < 0 || in.group >= pool_count) return BAD_POOL;
       if (Fault fault = check_pool(in, pools[in.group])) return fault;
+      if (pools[in.group].mass && mass_scratch_bytes(batch.tokens, in.heads) > scratch_bytes) return BAD_SCRATCH;
       return pages_checked ? Fault(0) : check_pages(batch, pools[in.group], in);
     case RL_ACTIVATION:
       if (in.activation != RL_SILU && in.activation != RL_GELU_TANH) return BAD_OPERATION;
@@ -406,7 +418,8 @@ int64_t rl_scratch_bytes(int32_t threads, int32_t max_tokens, int32_t max_positi
   int64_t tokens = max_tokens < 4 ? max_tokens : 4;
   while (tokens > 1 && tokens * token > (16 << 20)) tokens--;
   const int64_t sampling = threads * sample_scratch_bytes(vocabulary);
-  return round_up(tokens * token > sampling ? tokens * token : sampling, 64);
+  const int64_t attention = round_up(tokens * token, 64) + mass_scratch_bytes(max_tokens, heads);
+  return round_up(attention > sampling ? attention : sampling, 64);
 }
 
 double rl_measure_read(RlTeam* team, const void* data, int64_t bytes, int32_t threads) {

@@ -42,6 +42,12 @@ RL_INLINE float largest(F x) { return _mm512_reduce_max_ps(x); }
 RL_INLINE int sum(I x) { return _mm512_reduce_add_epi32((__m512i)x); }
 RL_INLINE void store_int8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8((__m512i)x)); }
 RL_INLINE F load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+RL_INLINE I load_int8(const int8_t* p) { return (I)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+RL_INLINE I load_int4(const uint8_t* p) {  // LANES of them, the low half of a byte first
+  __m128i both = _mm_loadl_epi64((const __m128i*)p), mask = _mm_set1_epi8(15);
+  __m128i high = _mm_and_si128(_mm_srli_epi16(both, 4), mask);
+  return (I)_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(_mm_and_si128(both, mask), high));
+}
 RL_INLINE F load_bf16(const uint16_t* p) {
   return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 }
@@ -99,6 +105,14 @@ RL_INLINE void store_int8(int8_t* p, I x) {
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
 }
 RL_INLINE F load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+RL_INLINE I load_int8(const int8_t* p) { return (I)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+RL_INLINE I load_int4(const uint8_t* p) {
+  int word;
+  memcpy(&word, p, 4);
+  __m128i both = _mm_cvtsi32_si128(word), mask = _mm_set1_epi8(15);
+  __m128i high = _mm_and_si128(_mm_srli_epi16(both, 4), mask);
+  return (I)_mm256_cvtepu8_epi32(_mm_unpacklo_epi8(_mm_and_si128(both, mask), high));
+}
 RL_INLINE F load_bf16(const uint16_t* p) {
   return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 }
@@ -148,6 +162,8 @@ RL_INLINE int sum(I x) { return x[0] + x[1] + x[2] + x[3]; }
 RL_INLINE void store_int8(int8_t* p, I x) {
   for (int i = 0; i < LANES; i++) p[i] = static_cast<int8_t>(x[i] < -128 ? -128 : x[i] > 127 ? 127 : x[i]);
 }
+RL_INLINE I load_int8(const int8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
+RL_INLINE I load_int4(const uint8_t* p) { return I{p[0] & 15, p[0] >> 4, p[1] & 15, p[1] >> 4}; }
 RL_INLINE F load_bf16(const uint16_t* p) { return (F)(I{p[0], p[1], p[2], p[3]} << 16); }
 RL_INLINE F keep_range(F x, I number, int low, int high, F other) {
   return (number >= splat_int(low)) & (number <= splat_int(high)) ? x : other;

@@ -1,0 +1,240 @@
+// The arithmetic of attention: rows (queries) against 64 keys at a time. Scores with lane = key (R rows share each K load),
+// one softmax update a step, weighted values with lane = dimension (R rows share each V load).
+// Promise 1: a row's own sequence of operations is fixed by the places of the keys it sees:
+//   score: fma over d = 0, 1, 2, ...; step: m, p, l, rescale only when the maximum grows (by 1 it would change nothing);
+//   values: fma over keys in order. A key that a row may not see gets p = 0 exactly, and fma(0, v, acc) = acc; keys no row
+//   of the group sees are not read, so stale bytes in pages never matter. Measured numbers: docs/findings.
+#pragma once
+#include "pages.h"
+
+namespace ridgeline {
+namespace {
+
+constexpr int ITEM_ROWS = 48;
+#if RL_LEVEL == 2
+constexpr int GROUP_ROWS = 6, WIDE = 4;  // rows x vectors kept in registers
+#elif RL_LEVEL == 1
+constexpr int GROUP_ROWS = 6, WIDE = 2;
+#else
+constexpr int GROUP_ROWS = 4, WIDE = 2;
+#endif
+constexpr int VECTORS = STEP_KEYS / LANES;
+constexpr float NOTHING = -__builtin_inff();
+constexpr int ROW_STRIDE = MAX_DIM + 16;  // not a power of two, or rows would fight for the same sets of the first cache
+
+struct Query {
+  float rows[ITEM_ROWS * ROW_STRIDE];  // [row][Item::stride], scaled
+  float sums[ITEM_ROWS];               // over dimensions; of shifted storages
+};
+
+struct alignas(64) Item {
+  Query q, sink_q;                      // sink_q: as turned for the first `sinks` keys
+  float values_rows[ITEM_ROWS * ROW_STRIDE];  // of the current split
+  float total_rows[ITEM_ROWS * ROW_STRIDE];   // of the splits before
+  float most[ITEM_ROWS], total_most[ITEM_ROWS];
+  float total_sum[ITEM_ROWS];
+  float sums[ITEM_ROWS][LANES];
+  float scores[GROUP_ROWS][STEP_KEYS], sink_scores[GROUP_ROWS][STEP_KEYS];
+  int low[ITEM_ROWS], high[ITEM_ROWS];  // keys a row sees, beside the sinks
+  int rows, stride, sinks;
+  alignas(64) uint8_t branch[2][STEP_KEYS * MAX_ROW_BYTES];  // K and V pages of one branch of a tree
+
+  float* values(int row) { return values_rows + row * stride; }
+  float* total(int row) { return total_rows + row * stride; }
+};
+
+// Scores of R rows of `query` from row `first` on against all 64 keys of the step.
+template <int R, class S>
+void score(const Query& query, int first, int stride, const Pages& pages, int dim, float (*scores)[STEP_KEYS]) {
+  const float* q = query.rows + first * stride;
+  for (int at = 0; at < VECTORS; at += WIDE) {
+    const uint8_t* k[WIDE];
+    F sum[R][WIDE] = {};
+#pragma GCC unroll 4
+    for (int j = 0; j < WIDE; j++) {
+      const int key = (at + j) * LANES;
+      k[j] = pages.k[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * 4;
+    }
+    for (int d = 0; d < dim; d += S::DIMS) {
+      I unit[WIDE];
+#pragma GCC unroll 4
+      for (int j = 0; j < WIDE; j++) {
+        unit[j] = load_int(k[j]);
+        k[j] += UNIT_STRIDE;
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < S::DIMS; i++) {
+        F keys[WIDE];
+#pragma GCC unroll 4
+        for (int j = 0; j < WIDE; j++) keys[j] = S::part(unit[j], i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          F a = splat(q[r * stride + d + i]);
+#pragma GCC unroll 4
+          for (int j = 0; j < WIDE; j++) sum[r][j] = fma(a, keys[j], sum[r][j]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < WIDE; j++) {  // k[j] now points to the keys' scales
+      if constexpr (S::SHIFTED) {
+        F scale, low;
+        load_pairs(k[j], scale, low);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) sum[r][j] = fma(sum[r][j], scale, splat(query.sums[first + r]) * low);
+      } else if constexpr (S::SCALED) {
+        const F scale = load(reinterpret_cast<const float*>(k[j]));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) sum[r][j] = sum[r][j] * scale;
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) store(scores[r] + (at + j) * LANES, sum[r][j]);
+    }
+  }
+}
+
+// Scores of a step that holds sinks: their lanes from the turned query, and whatever a row does not see becomes NOTHING.
+RL_INLINE void put_sinks(const Item& item, int row, int key, float* scores, const float* sink_scores) {
+  const int high = item.high[row], low = item.low[row] > item.sinks ? item.low[row] : item.sinks;
+  const int last = item.sinks - 1 < high ? item.sinks - 1 : high;
+  for (int j = 0; j < VECTORS; j++) {
+    const I number = numbers() + splat_int(key + j * LANES);
+    const F own = keep_range(load(scores + j * LANES), number, low, high, splat(NOTHING));
+    store(scores + j * LANES, max(own, keep_range(load(sink_scores + j * LANES), number, 0, last, splat(NOTHING))));
+  }
+}
+
+// Scores -> weights of row `row`, which sees the keys low .. high; keeps its maximum, sum and values consistent.
+RL_INLINE void soften(Item& item, int row, float* scores, int key, int low, int high, int dim) {
+  F x[VECTORS];
+  F peak = splat(NOTHING);
+#pragma GCC unroll 16
+  for (int j = 0; j < VECTORS; j++) {
+    x[j] = keep_range(load(scores + j * LANES), numbers() + splat_int(key + j * LANES), low, high, splat(NOTHING));
+    peak = max(peak, x[j]);
+  }
+  const float here = largest(peak), before = item.most[row];
+  F sum = load(item.sums[row]);
+  if (here > before) {
+    const F shrink = exp(splat(before - here));
+    item.most[row] = here;
+    sum = sum * shrink;
+    float* values = item.values(row);  // rows have room for whole vectors
+    for (int d = 0; d < dim; d += LANES) store(values + d, load(values + d) * shrink);
+  }
+  // A row that has seen no key yet has most == -inf; -inf - -inf would be NaN.
+  const F most = splat(item.most[row] == NOTHING ? 0.0f : item.most[row]);
+#pragma GCC unroll 16
+  for (int j = 0; j < VECTORS; j++) {
+    F p = exp(x[j] - most);
+    store(scores + j * LANES, p);
+    sum = sum + p;
+  }
+  store(item.sums[row], sum);
+}
+
+// values[row][d ..] += weights . V over keys [begin, end] of the step. N: vectors; PART: the last one is partial.
+template <int R, int N, class S, bool PART>
+void weigh(Item& item, int first, const Pages& pages, int begin, int end, int dim, int d) {
+  F sum[R][N];
+  float* values = item.values(first);
+  const int stride = item.stride;
+  const int64_t bytes = S::row_bytes(dim);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; j++) sum[r][j] = load(values + r * stride + d + j * LANES);
+  for (int key = begin; key <= end; key++) {
+    const uint8_t* row = pages.v[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * bytes;
+    F v[N];
+#pragma GCC unroll 4
+    for (int j = 0; j < N; j++) v[j] = PART ? S::last_values(row, d, dim) : S::values(row, d + j * LANES, dim);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      F p = splat(item.scores[r][key]);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; j++) sum[r][j] = fma(p, v[j], sum[r][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; j++) store(values + r * stride + d + j * LANES, sum[r][j]);
+}
+
+template <int R, class S>
+void weigh_all(Item& item, int first, const Pages& pages, int begin, int end, int dim) {
+  int d = 0;
+  for (; d + WIDE * LANES <= dim; d += WIDE * LANES) weigh<R, WIDE, S, false>(item, first, pages, begin, end, dim, d);
+  for (; d + LANES <= dim; d += LANES) weigh<R, 1, S, false>(item, first, pages, begin, end, dim, d);
+  if (d < dim) weigh<R, 1, S, true>(item, first, pages, begin, end, dim, d);
+}
+
+// One step of 64 keys from `key` on for R rows.
+template <int R, class S>
+void step_group(Item& item, int first, const Pages& pages, int key, int dim) {
+  int low = item.low[first], high = item.high[first];
+  for (int r = 1; r < R; r++) {
+    low = item.low[first + r] < low ? item.low[first + r] : low;
+    high = item.high[first + r] > high ? item.high[first + r] : high;
+  }
+  const bool has_sinks = key < item.sinks;
+  if (key > high || (key + STEP_KEYS <= low && !has_sinks)) return;
+  score<R, S>(item.q, first, item.stride, pages, dim, item.scores);
+  int begin = low > key ? low - key : 0;
+  const int end = high - key < STEP_KEYS ? high - key : STEP_KEYS - 1;
+  if (has_sinks) {
+    score<R, S>(item.sink_q, first, item.stride, pages, dim, item.sink_scores);
+    for (int r = 0; r < R; r++) {
+      put_sinks(item, first + r, key, item.scores[r], item.sink_scores[r]);
+      soften(item, first + r, item.scores[r], key, 0, item.high[first + r], dim);
+    }
+    const int last = item.sinks - 1 - key < end ? item.sinks - 1 - key : end;
+    weigh_all<R, S>(item, first, pages, 0, last, dim);
+    begin = begin > last ? begin : last + 1;
+  } else {
+    for (int r = 0; r < R; r++)
+      soften(item, first + r, item.scores[r], key, item.low[first + r], item.high[first + r], dim);
+  }
+  weigh_all<R, S>(item, first, pages, begin, end, dim);
+}
+
+// Weights of R rows whose maximum and sum are known (item.most, item.total_sum) into item.scores.
+template <int R, class S>
+void weigh_again(Item& item, int first, const Pages& pages, int key, int dim) {
+  score<R, S>(item.q, first, item.stride, pages, dim, item.scores);
+  for (int r = 0; r < R; r++) {
+    const F most = splat(item.most[first + r]), inverse = splat(1.0f / item.total_sum[first + r]);
+    for (int j = 0; j < VECTORS; j++) {
+      float* at = item.scores[r] + j * LANES;
+      const I number = numbers() + splat_int(key + j * LANES);
+      store(at, exp(keep_range(load(at), number, item.low[first + r], item.high[first + r], splat(NOTHING)) - most) *
+                    inverse);
+    }
+  }
+}
+
+typedef void (*Group)(Item&, int, const Pages&, int, int);
+
+// What runs 1 .. GROUP_ROWS rows of a storage.
+template <class S>
+struct Groups {
+  static constexpr Group step[6] = {step_group<1, S>, step_group<2, S>, step_group<3, S>, step_group<4, S>,
+                                    GROUP_ROWS > 4 ? step_group<GROUP_ROWS - 1, S> : nullptr,
+                                    GROUP_ROWS > 4 ? step_group<GROUP_ROWS, S> : nullptr};
+  static constexpr Group again[6] = {weigh_again<1, S>, weigh_again<2, S>, weigh_again<3, S>, weigh_again<4, S>,
+                                     GROUP_ROWS > 4 ? weigh_again<GROUP_ROWS - 1, S> : nullptr,
+                                     GROUP_ROWS > 4 ? weigh_again<GROUP_ROWS, S> : nullptr};
+};
+
+RL_INLINE const Group* groups_of(int storage, bool again) {
+  switch (storage) {
+    case RL_KV_F32: return again ? Groups<F32Pages>::again : Groups<F32Pages>::step;
+    case RL_KV_BF16: return again ? Groups<Bf16Pages>::again : Groups<Bf16Pages>::step;
+    case RL_KV_INT8: return again ? Groups<Int8Pages>::again : Groups<Int8Pages>::step;
+    default: return again ? Groups<Int4Pages>::again : Groups<Int4Pages>::step;
+  }
+}
+
+}  // namespace
+}  // namespace ridgeline
