@@ -190,24 +190,33 @@ class Heads:
     dim: int
     window: int = 0
     storage: str = "bf16"
+    sinks: int = 0
+    rope: Any = None  # cos, sin [positions, dim / 2], halves; already applied to q and k
 
     @property
     def width(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.dim
 
 
-def pool_for(heads: Heads, blocks: int, layers: int = 1) -> tuple[KvPool, native.Pools]:
-    """A pool full of NaN: whatever attention reads without having written it would show."""
-    kv = KvPool(STORAGES.get(heads.storage), layers=layers, kv_heads=heads.kv_heads, head_dim=heads.dim, blocks=blocks)
+def pool_for(heads: Heads, blocks: int, layers: int = 1, has_mass: bool = False) -> tuple[KvPool, native.Pools]:
+    """A pool full of NaN (int8 and int4: NaN scales): what attention reads without having written it would show."""
+    kv = KvPool(
+        STORAGES.get(heads.storage), layers=layers, kv_heads=heads.kv_heads, head_dim=heads.dim, blocks=blocks,
+        has_mass=has_mass,
+    )  # fmt: skip
     kv.data[:] = 0xFF
     return kv, native.Pools((kv,))
 
 
 def attend(
     team: native.Team, heads: Heads, pool: native.Pools, entries: list[tuple[Sequence, int]],
-    *, layer: int = 0, scratch_bytes: int = 1 << 22, with_quant: bool = False,
+    *, layer: int = 0, scratch_bytes: int = 1 << 22, with_quant: bool = False, shift: int = 0,
+    trees: dict[int, tuple[int, ...]] | None = None,
 ) -> list[Floats]:  # fmt: skip
-    """Runs the next `count` tokens of each sequence as one step; rows [count, heads * dim] per entry."""
+    """Runs the next `count` tokens of each sequence as one step; rows [count, heads * dim] per entry.
+
+    shift: how far slots lie before positions. trees: parents of the entries that branch.
+    """
     parts = [sequence.qkv[sequence.kept : sequence.kept + count] for sequence, count in entries]
     tokens = sum(len(part) for part in parts)
     arena = Arena()
@@ -217,23 +226,38 @@ def attend(
     op = instruction(
         native.RL_ATTEND, source=source, out=out, out_quant=quant, width_in=heads.width, width_out=width,
         heads=heads.heads, kv_heads=heads.kv_heads, head_dim=heads.dim, window=heads.window,
-        scale=heads.dim**-0.5, layer=layer,
+        scale=heads.dim**-0.5, layer=layer, sinks=heads.sinks,
     )  # fmt: skip
+    if heads.rope is not None:
+        op.rotary_dim, op.rope_cos, op.rope_sin = heads.dim, *(table.ctypes.data for table in heads.rope)
     stride = max((s.kept + c + BLOCK_TOKENS - 1) // BLOCK_TOKENS for s, c in entries)
     table = np.full((len(entries), stride), -1, np.int32)
     for i, (sequence, count) in enumerate(entries):
         needed = (sequence.kept + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         first = max(0, sequence.kept - heads.window + 1) // BLOCK_TOKENS if heads.window else 0
         table[i, first:needed] = sequence.pages[first:needed]  # pages behind the window may be gone
+        sinks = -(-min(heads.sinks, sequence.kept + count) // BLOCK_TOKENS)
+        table[i, :sinks] = sequence.pages[:sinks]
     counts = [count for _, count in entries]
     batch = Batch(
         tokens,
-        positions=np.concatenate([np.arange(s.kept, s.kept + c) for s, c in entries]).astype(np.int32),
+        positions=np.concatenate([np.arange(s.kept, s.kept + c) for s, c in entries]).astype(np.int32) + shift,
         sequence_of=np.repeat(np.arange(len(entries)), counts).astype(np.int32),
         first_token=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         block_table=table,
     )
     batch.struct.sequences, batch.struct.table_stride = len(entries), stride
+    if shift or trees:
+        batch["slots"] = batch.arrays["positions"] - shift
+    if trees:
+        masks = np.zeros(tokens, np.uint64)
+        for i, parents in trees.items():
+            begin = batch.arrays["first_token"][i]
+            for place, parent in enumerate(parents):
+                masks[begin + place] = (int(masks[begin + parent]) if parent >= 0 else 0) | 1 << place
+                depth = int(masks[begin + place]).bit_count() - 1
+                batch.arrays["positions"][begin + place] = entries[i][0].kept + shift + depth
+        batch["tree"] = masks
     run(team, [op], arena, batch, pool, scratch_bytes)
     rows = arena.read(out, tokens, width)
     if with_quant:

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ridgeline.memory.storage.bf16 import narrow, widen
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.ops.attend import ATTEND
 
 from .steps import Heads, Sequence, attend, pool_for
 
 SMALL = Heads(6, 2, 16)
+STORED = ("f32", "bf16", "int8", "int4")
 
 
 def sequence_of(heads: Heads, tokens: int, pages: np.ndarray, seed: int = 0) -> Sequence:
@@ -25,12 +26,23 @@ def sequence_of(heads: Heads, tokens: int, pages: np.ndarray, seed: int = 0) -> 
     return Sequence(qkv, 0, pages.astype(np.int32))
 
 
+def kept(heads: Heads, rows: np.ndarray) -> np.ndarray:
+    """[tokens, kv_heads * dim] as the storage gives them back."""
+    storage = STORAGES.get(heads.storage)
+    vectors = rows.reshape(-1, heads.dim)
+    padded = np.concatenate([vectors, np.zeros((-len(vectors) % BLOCK_TOKENS, heads.dim), np.float32)])
+    pages = [
+        storage.unpack_values(storage.pack_values(page), heads.dim)
+        for page in padded.reshape(-1, BLOCK_TOKENS, heads.dim)
+    ]
+    return np.concatenate(pages)[: len(vectors)].reshape(rows.shape)
+
+
 def exact(heads: Heads, qkv: np.ndarray) -> np.ndarray:
     """[tokens, heads * dim] in float64; K and V rounded as the storage rounds."""
     tokens = len(qkv)
     q, k, v = np.split(qkv, [heads.heads * heads.dim, (heads.heads + heads.kv_heads) * heads.dim], 1)
-    if heads.storage == "bf16":
-        k, v = widen(narrow(k)), widen(narrow(v))
+    k, v = kept(heads, k), kept(heads, v)
     q = q.reshape(tokens, heads.kv_heads, -1, heads.dim).astype(np.float64)
     k, v = (part.reshape(tokens, heads.kv_heads, heads.dim).astype(np.float64) for part in (k, v))
     scores = np.einsum("tkgd,ckd->kgtc", q, k) * heads.dim**-0.5
@@ -59,7 +71,7 @@ def run_chunks(team, heads, tokens, chunks, *, pages=None, **options) -> np.ndar
     return np.concatenate(out)
 
 
-@pytest.mark.parametrize("storage", ["f32", "bf16"])
+@pytest.mark.parametrize("storage", STORED)
 @pytest.mark.parametrize(
     "heads", [SMALL, Heads(9, 3, 64), Heads(4, 4, 8), Heads(14, 2, 24), Heads(8, 1, 80), Heads(2, 1, 256)], ids=str
 )
@@ -71,7 +83,7 @@ def test_one_pass_equals_float64(isa, teams, storage, heads) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 15, 16, 17, 64, 100, 300])
-@pytest.mark.parametrize("storage", ["f32", "bf16"])
+@pytest.mark.parametrize("storage", STORED)
 def test_windows_equal_float64_and_never_read_behind_themselves(isa, teams, storage, window) -> None:
     heads = dataclasses.replace(SMALL, storage=storage, window=window)
     expected = exact(heads, sequence_of(heads, 330, np.arange(21)).qkv)
@@ -79,7 +91,7 @@ def test_windows_equal_float64_and_never_read_behind_themselves(isa, teams, stor
         assert_close(run_chunks(teams(3), heads, 330, chunks), expected)
 
 
-@pytest.mark.parametrize("storage", ["f32", "bf16"])
+@pytest.mark.parametrize("storage", STORED)
 @pytest.mark.parametrize("heads", [SMALL, Heads(9, 3, 64)], ids=str)
 def test_bits_do_not_depend_on_chunks_splits_tables_or_threads(isa, teams, storage, heads) -> None:
     heads = dataclasses.replace(heads, storage=storage)
@@ -106,7 +118,7 @@ def test_bits_do_not_depend_on_chunks_splits_tables_or_threads(isa, teams, stora
     cuts=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     threads=st.integers(1, 3),
     window=st.sampled_from([0, 0, 20, 70]),
-    storage=st.sampled_from(["f32", "bf16"]),
+    storage=st.sampled_from(STORED),
 )
 @settings(max_examples=40, deadline=None)
 def test_bits_do_not_depend_on_the_other_sequences(teams, lengths, cuts, threads, window, storage) -> None:
@@ -135,7 +147,7 @@ def test_bits_do_not_depend_on_the_other_sequences(teams, lengths, cuts, threads
         np.testing.assert_array_equal(np.concatenate(rows).view(np.uint32), expected.view(np.uint32))
 
 
-@pytest.mark.parametrize("storage", ["f32", "bf16"])
+@pytest.mark.parametrize("storage", STORED)
 def test_pages_hold_exactly_what_the_storage_would_have_written(isa, teams, storage) -> None:
     heads = dataclasses.replace(SMALL, storage=storage)
     kv, pool = pool_for(heads, 3, layers=2)

@@ -7,6 +7,7 @@ BlockPool's matter, what is inside a page is the storage's.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 
 import numpy as np
@@ -20,9 +21,14 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class KvPool:
-    """`blocks` blocks of BLOCK_TOKENS tokens for every layer and kv head. The system gives memory on first touch."""
+    """`blocks` blocks of BLOCK_TOKENS tokens for every layer and kv head. The system gives memory on first touch.
 
-    def __init__(self, storage: Storage, *, layers: int, kv_heads: int, head_dim: int, blocks: int) -> None:
+    has_mass: also keep the attention mass that each token has got (C10): attention adds to it, a new token begins at 0.
+    """
+
+    def __init__(
+        self, storage: Storage, *, layers: int, kv_heads: int, head_dim: int, blocks: int, has_mass: bool = False
+    ) -> None:
         if min(layers, kv_heads, head_dim, blocks) < 1:
             raise InvariantError(f"KV pool of {layers=} {kv_heads=} {head_dim=} {blocks=}: all must be positive")
         self.storage = storage
@@ -33,15 +39,19 @@ class KvPool:
         self.layer_stride = kv_heads * self.head_stride
         self.block_stride = layers * self.layer_stride
         self.data: Bytes = zeros(blocks * self.block_stride)  # [blocks * block_stride]
+        shape = (blocks, layers, kv_heads, BLOCK_TOKENS)
+        self.mass = zeros(4 * math.prod(shape)).view(np.float32).reshape(shape) if has_mass else None
 
     @staticmethod
-    def bytes_for(storage: Storage, *, layers: int, kv_heads: int, head_dim: int, blocks: int) -> int:
+    def bytes_for(
+        storage: Storage, *, layers: int, kv_heads: int, head_dim: int, blocks: int, has_mass: bool = False
+    ) -> int:
         """Bytes of such a pool, without making it."""
-        return blocks * layers * kv_heads * 2 * storage.page_bytes(head_dim)
+        return blocks * layers * kv_heads * (2 * storage.page_bytes(head_dim) + 4 * BLOCK_TOKENS * has_mass)
 
     @property
     def nbytes(self) -> int:
-        return int(self.data.nbytes)
+        return int(self.data.nbytes) + (0 if self.mass is None else int(self.mass.nbytes))
 
     def block(self, block: int) -> Bytes:
         """Everything kept in a block [block_stride], all layers and heads; a writable view."""

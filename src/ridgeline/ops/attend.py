@@ -33,9 +33,28 @@ def meaning(step: StepView, line: Line, qkv: Any) -> Any:  # [tokens, (heads + 2
             seen[:, len(keys) - len(own) :] = step.trees[sequence]
         if window:
             seen &= (places[None, :] > own[:, None] - window) | (places[None, :] < sinks)
+        if sinks and window and line.attributes["rope"] is not None:
+            back = (step.positions[begin:end] - (sinks + window - 1)).clamp(min=0)
+            turned = _turned_back(q[begin:end], back, line.attributes["rope"])
+            near = torch.einsum("tkgd,ckd->kgtc", turned, keys) * scale  # as if the window followed the sinks at once
+            scores = torch.where(places < sinks, near, scores)
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        kv.add_mass(sequence, weights.sum((1, 2)))
         out[begin:end] = torch.einsum("kgtc,ckd->tkgd", weights, values).reshape(end - begin, heads * dim)
     return out
+
+
+def _turned_back(q: Any, by: Any, rope: Any) -> Any:  # [tokens, kv_heads, ratio, dim] -> `by` [tokens] positions back
+    import torch  # noqa: PLC0415  heavy and optional
+
+    cos, sin = (torch.from_numpy(table).to(q.device)[by][:, None, None, :] for table in rope.tables())
+    turned = q.clone()
+    half = rope.dim // 2
+    first = slice(0, rope.dim, 2) if rope.interleaved else slice(0, half)
+    second = slice(1, rope.dim, 2) if rope.interleaved else slice(half, rope.dim)
+    a, b = q[..., first], q[..., second]
+    turned[..., first], turned[..., second] = a * cos + b * sin, b * cos - a * sin
+    return turned
 
 
 def cost(batch: BatchShape, line: Line) -> Cost:

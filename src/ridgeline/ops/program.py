@@ -157,6 +157,7 @@ class Recorder:
             "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale, "storage": self._storage,
             "reach": reach, "window": 0 if reach.heavy else reach.window, "sinks": 0 if reach.heavy else reach.sinks,
             "group": list(self._kept).index(kept), "pool_layer": len(layers) - 1,
+            "rope": next((x.attributes["rope"] for x in self._lines if x.output is qkv and x.op is ROPE), None),
         }  # fmt: skip
         return self._add(ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
 

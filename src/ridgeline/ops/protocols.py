@@ -82,6 +82,10 @@ class KvView(Protocol):
         """K, V of batch entry `sequence`, [slots, kv_heads, head_dim], as the storage gives them; 0 where dropped."""
         ...
 
+    def add_mass(self, sequence: int, mass: Any) -> None:
+        """Attention weights [kv_heads, slots] that kept tokens got from this entry's rows; where mass is kept (C10)."""
+        ...
+
     def base(self, sequence: int) -> int:
         """Slot of the entry's first token: what lies before is context."""
         ...

@@ -180,8 +180,10 @@ class Emitter:
     _head = _linear
 
     def _rope(self, instruction: Any, line: Line) -> None:
-        rope = line.attributes["rope"]
         self._heads(instruction, line)
+        self._turn(instruction, line.attributes["rope"])
+
+    def _turn(self, instruction: Any, rope: Any) -> None:
         cos, sin = rope.tables()
         self.kept += [cos, sin]
         instruction.rotary_dim = rope.dim
@@ -193,6 +195,8 @@ class Emitter:
         attributes = line.attributes
         instruction.scale, instruction.group = attributes["scale"], attributes["group"]
         instruction.window, instruction.sinks = attributes["window"], attributes["sinks"]
+        if attributes["sinks"] and attributes["rope"] is not None:
+            self._turn(instruction, attributes["rope"])
 
     def _conv(self, instruction: Any, line: Line) -> None:
         self._state(instruction, line)

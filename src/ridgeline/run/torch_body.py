@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.recurrent_pool import RecurrentPool
-from ridgeline.memory.storage.storage import BLOCK_TOKENS
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, token_keys, token_values
 from ridgeline.ops.protocols import Floats, Weight
 from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan
 
@@ -116,6 +116,7 @@ class PagedView:
     def append(self, k: Any, v: Any) -> None:
         keys, values = k.cpu().numpy(), v.cpu().numpy()  # [tokens, kv_heads, head_dim]
         pool, storage = self._pool, self._pool.storage
+        fresh = np.zeros((BLOCK_TOKENS, keys.shape[2]), np.float32)
         row = 0
         for entry in self._plan.entries:
             begin = entry.slot(self._group)
@@ -128,12 +129,13 @@ class PagedView:
                     page = int(entry.blocks[self._group][block])
                     key_page = pool.keys(page, self._layer, head)
                     value_page = pool.values(page, self._layer, head)
-                    kept = storage.unpack_keys(key_page, keys.shape[2])
-                    kept[inside] = keys[source, head]
-                    key_page[:] = storage.pack_keys(kept)
-                    kept = storage.unpack_values(value_page, keys.shape[2])
-                    kept[inside] = values[source, head]
-                    value_page[:] = storage.pack_values(kept)
+                    fresh[:] = 0
+                    fresh[inside] = keys[source, head]
+                    token_keys(key_page)[inside] = token_keys(storage.pack_keys(fresh))[inside]
+                    fresh[inside] = values[source, head]
+                    token_values(value_page)[inside] = token_values(storage.pack_values(fresh))[inside]
+                    if pool.mass is not None:
+                        pool.mass[page, self._layer, head, inside] = 0
             row += len(entry.tokens)
 
     def read(self, sequence: int) -> tuple[Any, Any]:
@@ -156,6 +158,16 @@ class PagedView:
             torch.from_numpy(keys[:context]).to(self._device),
             torch.from_numpy(values[:context]).to(self._device),
         )
+
+    def add_mass(self, sequence: int, mass: Any) -> None:
+        if self._pool.mass is None:
+            return
+        blocks, added = self._plan.entries[sequence].blocks[self._group], mass.cpu().numpy()
+        for begin in range(0, added.shape[1], BLOCK_TOKENS):
+            page, block = added[:, begin : begin + BLOCK_TOKENS], int(blocks[begin // BLOCK_TOKENS])
+            if block < 0:
+                continue
+            self._pool.mass[block, self._layer, :, : page.shape[1]] += page
 
 
 def _ancestors(entry: Entry) -> npt.NDArray[np.bool_] | None:

@@ -50,7 +50,15 @@ RL_INLINE F row_scale(const uint8_t* at) {
   return splat(scale);
 }
 
-// x = q * scale, scale = largest |x| / 127 (f32).
+// bfloat16 not above, or not below, a value.
+RL_INLINE uint16_t bf16_toward(float value, bool up) {
+  uint32_t word;
+  memcpy(&word, &value, 4);
+  const bool away = up == (word >> 31 == 0);
+  return static_cast<uint16_t>((word + (away ? 0xffffu : 0u)) >> 16);
+}
+
+// x = q * scale; scale (f32, 16 bits of significand) is the largest |x| / 127 rounded up, so that q * scale is exact.
 struct Int8Pages {
   static constexpr int DIMS = 4;
   static constexpr bool SCALED = true, SHIFTED = false;
@@ -66,11 +74,14 @@ struct Int8Pages {
   }
   static void write(const float* x, int dim, uint8_t* row) {
     int8_t quants[MAX_DIM + LANES];
-    float peak = 0.0f;
-    for (int d = 0; d < dim; d++) peak = fabsf(x[d]) > peak ? fabsf(x[d]) : peak;
-    const bool is_zero = !(peak > 1e-30f);
-    const float scale = is_zero ? 0.0f : peak / 127.0f;
-    const F inverse = splat(is_zero ? 0.0f : 127.0f / peak);
+    F most = splat(0.0f);
+    for (int d = 0; d < dim; d += LANES) most = max(most, abs(d + LANES <= dim ? load(x + d) : load_part(x + d, dim - d)));
+    float scale = largest(most) / 127.0f;
+    uint32_t word;
+    memcpy(&word, &scale, 4);
+    word = scale > 1e-30f ? (word + 0xffu) & ~0xffu : 0u;
+    memcpy(&scale, &word, 4);
+    const F inverse = splat(word ? 1.0f / scale : 0.0f);
     for (int d = 0; d < dim; d += LANES)
       store_int8(quants + d, round_int((d + LANES <= dim ? load(x + d) : load_part(x + d, dim - d)) * inverse));
     memcpy(row, quants, dim);
@@ -78,7 +89,7 @@ struct Int8Pages {
   }
 };
 
-// x = q * scale + low, q in 0 .. 15; scale and low bf16, so that q * scale is exact and the sum rounds once.
+// x = q * scale + low, q in 0 .. 15; both bf16, low rounded down and scale up so that nothing is cut off; q * scale is exact.
 struct Int4Pages {
   static constexpr int DIMS = 8;
   static constexpr bool SCALED = true, SHIFTED = true;
@@ -101,7 +112,8 @@ struct Int4Pages {
       least = x[d] < least ? x[d] : least;
       most = x[d] > most ? x[d] : most;
     }
-    const uint16_t pair[2] = {float_to_bf16((most - least) / 15.0f), float_to_bf16(least)};
+    uint16_t pair[2] = {0, bf16_toward(least, false)};
+    pair[0] = bf16_toward((most - bf16_to_float(pair[1])) / 15.0f, true);
     const float scale = bf16_to_float(pair[0]);
     const F low = splat(bf16_to_float(pair[1])), inverse = splat(scale > 1e-30f ? 1.0f / scale : 0.0f);
     int8_t quants[MAX_DIM + LANES];

@@ -7,16 +7,20 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ridgeline.kit.errors import InvariantError
 from ridgeline.kit.registry import Registry
 from ridgeline.ops.protocols import Floats
 
 BLOCK_TOKENS = 16  # tokens in a page; equals RL_BLOCK_TOKENS of the native kernels
+Bytes = npt.NDArray[np.uint8]
 
 
 class Storage(Protocol):
     """Pages hold BLOCK_TOKENS tokens of one layer and kv head: a K page, then a V page of page_bytes each.
 
-    Layouts are those of kernels/cpp/ridgeline.h (RlPool). determinism: "bitwise", "same-build" or "none".
+    A kept vector is a row of bytes, whose number is a multiple of 4: V pages hold the tokens' rows one after another, K
+    pages the same rows turned round in units of 4 bytes (kernels/cpp/ridgeline.h, RlPool).
+    determinism: "bitwise", "same-build" or "none".
     """
 
     name: str
@@ -30,7 +34,7 @@ class Storage(Protocol):
     def page_bytes(self, head_dim: int) -> int: ...
 
     def pack_keys(self, keys: Floats) -> npt.NDArray[np.uint8]:
-        """[BLOCK_TOKENS, head_dim] f32 -> a K page."""
+        """[BLOCK_TOKENS, head_dim] f32 -> a K page. Packing what was unpacked may move it by rounding (int4)."""
         ...
 
     def unpack_keys(self, page: npt.NDArray[np.uint8], head_dim: int) -> Floats: ...
@@ -40,11 +44,39 @@ class Storage(Protocol):
     def unpack_values(self, page: npt.NDArray[np.uint8], head_dim: int) -> Floats: ...
 
 
+def token_keys(page: Bytes) -> npt.NDArray[np.uint32]:
+    """[BLOCK_TOKENS, units] a writable view of a K page: what is kept of each token, whatever the storage."""
+    return page.view(np.uint32).reshape(-1, BLOCK_TOKENS).T
+
+
+def token_values(page: Bytes) -> Bytes:
+    """[BLOCK_TOKENS, row bytes] a writable view of a V page."""
+    return page.reshape(BLOCK_TOKENS, -1)
+
+
+def key_page(rows: Bytes) -> Bytes:
+    """[BLOCK_TOKENS, row bytes] -> a K page."""
+    return np.ascontiguousarray(np.ascontiguousarray(_page(rows)).view(np.uint32).T).view(np.uint8).reshape(-1)
+
+
+def value_page(rows: Bytes) -> Bytes:
+    """[BLOCK_TOKENS, row bytes] -> a V page."""
+    return np.ascontiguousarray(_page(rows)).reshape(-1)
+
+
+def _page(rows: Bytes) -> Bytes:
+    if rows.ndim != 2 or rows.shape[0] != BLOCK_TOKENS:
+        raise InvariantError(f"a page holds the rows of {BLOCK_TOKENS} tokens, not {list(rows.shape)}")
+    return rows
+
+
 STORAGES: Registry[Storage] = Registry(
     "KV storage",
     __package__,
     {
         "f32": ".f32:STORAGE",
         "bf16": ".bf16:STORAGE",
+        "int8": ".int8:STORAGE",
+        "int4": ".int4:STORAGE",
     },
 )
