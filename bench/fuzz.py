@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -156,7 +157,11 @@ class Worker:
     def start(self) -> None:
         command = [sys.executable, __file__, "--worker", "--seed", str(self.seed)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # who ends the watcher wants its table, not dead workers
         )
         self.is_fresh = True
 
@@ -186,10 +191,16 @@ class Worker:
         return time.monotonic() - self.since > self.seconds + (20 if self.is_fresh else 0)  # imports take a while
 
 
-def run(cases: list[tuple[str, int]], jobs: int, seed: int, seconds: float, progress: bool) -> list[list[Any]]:
-    """[kind, number, outcome, why, bytes grown, seconds] of every case."""
+def run(
+    cases: list[tuple[str, int]], jobs: int, seed: int, seconds: float, progress: bool, pause: Path | None = None
+) -> list[list[Any]]:
+    """[kind, number, outcome, why, bytes grown, seconds] of every case; of those done when it is told to end (SIGTERM).
+
+    pause: while this file exists no case is begun, because something else is being measured.
+    """
     results: list[list[Any]] = []
     left = iter(cases)
+    signal.signal(signal.SIGTERM, lambda number, frame: collections.deque(left, maxlen=0))  # none is left
     busy: list[Worker] = []
     for _ in range(jobs):
         case = next(left, None)
@@ -205,6 +216,8 @@ def run(cases: list[tuple[str, int]], jobs: int, seed: int, seconds: float, prog
             results.append(worker.answer())
             if progress and len(results) % 5000 == 0:
                 print(f"{len(results)} of {len(cases)}", file=sys.stderr, flush=True)
+            while pause is not None and pause.exists():
+                time.sleep(1)
             case = next(left, None)
             if case is not None:
                 worker.give(case)
@@ -222,6 +235,7 @@ def main() -> int:
     options.add_argument("--jobs", type=int, default=1)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--kinds", default=",".join(hostile.KINDS))
+    options.add_argument("--pause-while", type=Path, help="begin no case while this file exists")
     options.add_argument("--only", help="one case again, as KIND:NUMBER, in this process")
     options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -234,7 +248,8 @@ def main() -> int:
         kind, _, number = given.only.partition(":")
         print(hostile.make(given.seed, kind, int(number)).note)
         cases = [(kind, int(number))]
-    results = run(cases, given.jobs, given.seed, given.seconds_per_case, progress=given.count >= 10_000)
+    is_long = given.count >= 10_000
+    results = run(cases, given.jobs, given.seed, given.seconds_per_case, is_long, given.pause_while)
     table = collections.Counter((kind, what) for kind, _, what, *_ in results)
     print(f"{'kind':<14}{'cases':>9}{'ok':>9}{'refused':>9}{'wrong':>9}{'slowest s':>11}{'most MiB':>10}")
     summary = {}

@@ -33,6 +33,7 @@ TEXTS = (
 )
 TEXTS += ("<0x41>", "▁", " ", "{{ 1 }}", "%s%n", "\ud800", "a" * 70_000)
 WIDTH, LAYERS, WORDS = 8, 2, 300
+MOST_PLACES = 20_000
 NEST = re.compile(r'"@nest(\d+)@"')
 
 
@@ -99,7 +100,8 @@ def odd_value(draw: random.Random, value: Any) -> Any:
         lambda: draw.choice((True, False)), lambda: [], lambda: {}, lambda: [value], lambda: {"a": value},
         lambda: nested(draw.choice((3, 60, 120, 200, 900, 990, 1000, 5000, 100_000))),
         lambda: [draw.choice(NUMBERS)] * 3,
-        lambda: [draw.choice(TEXTS)] * 2, lambda: [value] * draw.choice((2, 2000)),
+        lambda: [draw.choice(TEXTS)] * 2,
+        lambda: [value] * draw.choice((2, 2 if isinstance(value, (list, dict)) else 2000)),
     ]  # fmt: skip
     if isinstance(value, bool):
         kinds.append(lambda: not value)
@@ -127,7 +129,7 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths to every value below the top."""
     found: list[tuple[Any, ...]] = []
     stack = [(tree, path)]
-    while stack:
+    while stack and len(found) < MOST_PLACES:
         node, here = stack.pop()
         items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
         for key, below in items:
@@ -142,8 +144,8 @@ def odd_tree(draw: random.Random, tree: Any) -> tuple[Any, str]:
     done = []
     for _ in range(draw.choice((1, 1, 2, 4))):
         every = places(tree)
-        if not every:
-            break
+        if not every or len(every) >= MOST_PLACES:
+            break  # moved into itself again and again it would grow without end
         path = draw.choice(every)
         if draw.random() < 0.5:
             path = path[: draw.randrange(1, len(path) + 1)]  # nearer the top
