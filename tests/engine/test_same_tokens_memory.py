@@ -176,3 +176,59 @@ def test_a_bounded_past_goes_beyond_the_context_of_the_model(tmp_path: Any) -> N
         TinyEngine(model, context=1000)
     with pytest.raises(UserError, match="leave paging"):
         TinyEngine(model, keep="window:64", paging=False)
+
+
+@pytest.mark.parametrize("tiers", [{"host": 60}, {"host": 4, "disk": 80}, {"disk": 80}], ids=["host", "both", "disk"])
+def test_what_comes_back_from_a_tier_changes_no_token(
+    case: Case, tiers: dict[str, int], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C7, B10: a pool of 18 blocks, three prompts in turns; each finds its beginning outside the pool again."""
+    monkeypatch.setenv("RIDGELINE_HOME", str(tmp_path))
+    block = case.single.engine.facts.kv_bytes_per_token * 16
+    requests = [request(f"r{i}", (*prompt_of(0, 110, i % 3), 5 + i)) for i in range(9)]
+    engine = TinyEngine(
+        case.model, kv_bytes=18 * block, context=200, **{f"{name}_kv_bytes": n * block for name, n in tiers.items()},
+        **case.options,
+    )  # fmt: skip
+    memory = engine.engine.scheduler.memory
+    memory.sharing.tiers.break_even = Always()
+    got = engine.run(requests, [20 * i for i in range(9)])
+    seen = report(engine)
+    assert seen["loaded"] >= 12 and seen["tokens shared"] >= 5 * 96
+    assert any(tmp_path.rglob("*-0")) == ("disk" in tiers)
+    engine.engine.close()
+    assert not list(tmp_path.rglob("*-0"))
+    for one in requests:
+        assert got[one.id] == case.expected(one)
+
+
+class Always:
+    def pays(self, tokens: int, tier: str) -> bool:
+        return True
+
+
+def test_a_preempted_sequence_goes_on_where_it_was(case: Case) -> None:
+    """B10: its blocks stay cached, or saved, partly filled ones too, so hardly anything is computed twice."""
+    block = case.single.engine.facts.kv_bytes_per_token * 16
+    requests = [Request(f"r{i}", prompt_of(0, 60, i), 80, ignore_stop=True) for i in range(4)]
+    engine = TinyEngine(
+        case.model, kv_bytes=20 * block, context=160, host_kv_bytes=100 * block, **case.options
+    )  # fmt: skip
+    engine.engine.scheduler.memory.sharing.tiers.break_even = Always()
+    got = engine.run(requests)
+    assert engine.engine.scheduler.preemptions > 0 and engine.engine.scheduler.tokens_recomputed <= 4
+    for one in requests:
+        assert got[one.id] == case.expected(one)
+
+
+def test_the_break_even_is_estimated(case: Case) -> None:
+    block = case.single.engine.facts.kv_bytes_per_token * 16
+    engine = TinyEngine(case.model, kv_bytes=20 * block, context=160, host_kv_bytes=block, **case.options)
+    even = engine.engine.scheduler.memory.sharing.tiers.break_even
+    least = even.least_tokens("host")
+    if least:  # on this machine loading pays from some length on
+        assert even.load_s(least, "host") < even.compute_s(least) and even.pays(least, "host")
+        assert not even.pays(least - 16, "host")
+    engine.engine.close()
+    with pytest.raises(UserError, match="not shared"):
+        TinyEngine(case.model, host_kv_bytes=1000, prefix=False)

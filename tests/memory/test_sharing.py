@@ -14,15 +14,30 @@ from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.block_memory import BlockMemory
 from ridgeline.memory.pool import BlockPool
 from ridgeline.memory.spans import blocks_for
+from ridgeline.memory.tiers import Tiers
 from ridgeline.ops.kv import Reach
 from ridgeline.state.sequence import Sequence
 
 from .keeping import Driver
 
 
-def shared_memory(blocks: int, *, groups: int = 1, waits: bool = True) -> BlockMemory:
+class Always:
+    """A break-even at `least` tokens."""
+
+    def __init__(self, least: int = 1) -> None:
+        self.least = least
+
+    def pays(self, tokens: int, tier: str) -> bool:
+        return tokens >= self.least
+
+
+def shared_memory(
+    blocks: int, *, groups: int = 1, waits: bool = True, host: int = 0, disk: int = 0, least: int = 1
+) -> BlockMemory:
+    """host, disk: nodes that each tier has room for."""
     pools = tuple(BlockPool(blocks) for _ in range(groups))
-    return BlockMemory(pools, context=4096, reaches=(Reach(),) * groups, alone="", waits=waits)
+    tiers = Tiers({"host": 10 * host, "disk": 10 * disk}, 10, Always(least), "model") if host or disk else None
+    return BlockMemory(pools, context=4096, reaches=(Reach(),) * groups, alone="", waits=waits, tiers=tiers)
 
 
 class Machine(RuleBasedStateMachine):
@@ -30,10 +45,15 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         blocks=st.integers(8, 40), groups=st.integers(1, 2), waits=st.booleans(), chunk=st.sampled_from((1, 7, 16, 33)),
-        kind=st.sampled_from(("tree", "tree", "none", "window", "sinks", "h2o")),
+        kind=st.sampled_from(("tree", "tree", "tiers", "tiers", "none", "window", "sinks", "h2o")),
+        host=st.integers(0, 6), disk=st.integers(0, 9), least=st.sampled_from((1, 40)),
     )  # fmt: skip
-    def start(self, blocks: int, groups: int, waits: bool, chunk: int, kind: str) -> None:
-        if kind == "tree":
+    def start(
+        self, blocks: int, groups: int, waits: bool, chunk: int, kind: str, host: int, disk: int, least: int
+    ) -> None:
+        if kind == "tiers":
+            memory = shared_memory(blocks, groups=groups, waits=waits, host=host, disk=disk, least=least)
+        elif kind == "tree":
             memory = shared_memory(blocks, groups=groups, waits=waits)
         else:
             reach = {"none": Reach(), "window": Reach(20), "sinks": Reach(20, 4), "h2o": Reach(8, 4, 20)}[kind]
@@ -170,3 +190,62 @@ def test_a_window_holds_a_constant_number_of_blocks() -> None:
         driver.step()
         most = max(most, memory.pools[1].held_blocks)
     assert most <= 6 and sequence.tokens_known == 1600
+
+
+def test_evicted_blocks_come_back_from_host_and_disk() -> None:
+    """C7: what had to leave the pool is loaded, not computed; the bytes are checked by the driver."""
+    memory = shared_memory(12, host=4, disk=100)
+    driver = Driver(memory, chunk=64)
+    texts = [[(i * k) % 13 for i in range(100)] for k in (1, 2, 3)]
+    for text in texts * 3:
+        driver.add(text, 3)
+        driver.run()
+    report = memory.report()
+    assert report["tokens shared"] == 6 * 99 + 2 and report["misses"] == {"first seen": 1, "diverged": 2}
+    assert report["loaded"] > 20 and 0 < report["in host"] <= 4 and report["in disk"] > 0
+    assert {tier for tier, _ in driver.pages.saved.values()} == {"host", "disk"}
+
+
+def test_a_short_beginning_is_not_saved() -> None:
+    """B10: below the break-even it is computed again; what is needed for a longer one is saved with it."""
+    memory = shared_memory(8, host=100, least=49)
+    driver = Driver(memory, chunk=64)
+    for k in (1, 2, 3, 4):
+        driver.add([(i * k) % 13 for i in range(40)], 3)
+        driver.run()
+    assert memory.report()["saved"] == 0
+    for k in (1, 2, 3):
+        driver.add([(i * k + 1) % 13 for i in range(70)], 3)
+        driver.run()
+    assert memory.report()["saved"] >= 4
+
+
+def test_nothing_saved_outlives_the_smallest_tier() -> None:
+    memory = shared_memory(6, host=3)
+    driver = Driver(memory, chunk=64)
+    for k in range(1, 12):
+        driver.add([(i * k) % 13 for i in range(60)], 3)
+        driver.run()
+        assert memory.report()["in host"] <= 3 and len(driver.pages.saved) <= 3
+
+
+def test_an_accepted_branch_moves_to_where_a_chain_would_lie() -> None:
+    """I9: places 0, 2, 5 of a tree behind 20 computed tokens become the next three."""
+    memory = shared_memory(10, groups=2)
+    driver = Driver(memory, chunk=64)
+    sequence = driver.add(range(20), 30)
+    driver.step()
+    computed = sequence.tokens_computed
+    assert memory.reserve(sequence, computed, 8)
+    tables = memory.blocks_of(sequence)
+    for group, table in enumerate(tables):
+        for place in range(8):
+            slot = computed + place
+            driver.pages.pages[group][table[slot // 16], slot % 16] = 100 + place
+    memory.keep_places(sequence, computed, (0, 2, 5))
+    driver.pages.carry_out()
+    for group, table in enumerate(tables):
+        kept = [int(driver.pages.pages[group][table[s // 16], s % 16]) for s in range(computed, computed + 3)]
+        assert kept == [100, 102, 105]
+    with pytest.raises(InvariantError, match="order"):
+        memory.keep_places(sequence, computed, (1, 0))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ridgeline.kit.errors import InvariantError
+from ridgeline.kit.errors import CapacityError, InvariantError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.run.transfers import Mover
-from ridgeline.state.transfer import CopyBlock
+from ridgeline.state.transfer import CopyBlock, LoadBlock, MoveSaved, MoveTokens, SaveBlock
 
 
 def pools_of(name: str = "bf16", groups: int = 2, blocks: int = 5) -> tuple[KvPool, ...]:
@@ -42,3 +42,54 @@ def test_a_copied_block_is_the_same_in_every_layer_and_head() -> None:
 def test_blocks_outside_are_refused() -> None:
     with pytest.raises(InvariantError, match="no page"):
         Mover(pools_of()).run((CopyBlock(0, 1, 5),))
+
+
+def tokens_of(pool: KvPool, blocks: list[int], layer: int, head: int) -> np.ndarray:
+    """[slots, 2, head_dim] of one sequence, as the storage reads them."""
+    keys = [pool.storage.unpack_keys(pool.keys(block, layer, head), pool.head_dim) for block in blocks]
+    values = [pool.storage.unpack_values(pool.values(block, layer, head), pool.head_dim) for block in blocks]
+    return np.stack([np.concatenate(keys), np.concatenate(values)], 1)
+
+
+@pytest.mark.parametrize("name", STORAGES.names())
+def test_tokens_move_as_they_are_stored(name: str) -> None:
+    """Not a bit changes on the way, whatever the storage; sources and targets may overlap."""
+    pools = pools_of(name)
+    pool, blocks = pools[1], [4, 0, 2]
+    before = pool.data.copy()
+    kept = {place: tokens_of(pool, blocks, *place) for place in np.ndindex(pool.layers, pool.kv_heads)}
+    sources, targets = (20, 17, 31, 47), (15, 20, 31, 33)
+    Mover(pools).run((MoveTokens(1, np.array(blocks, np.int32), sources, targets),))
+    for place, tokens in kept.items():
+        expected = tokens.copy()
+        expected[list(targets)] = tokens[list(sources)]
+        assert np.array_equal(tokens_of(pool, blocks, *place), expected)
+    for block in (1, 3):
+        stride = pool.block_stride
+        assert np.array_equal(pool.block(block), before[block * stride : (block + 1) * stride])
+
+
+def test_saved_blocks_come_back_from_every_tier(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RIDGELINE_HOME", str(tmp_path))
+    pools = pools_of()
+    mover = Mover(pools)
+    saved = [pool.block(1).copy() for pool in pools]
+    mover.run([SaveBlock(g, 1, 7, tier) for g, tier in ((0, "host"), (1, "host"))])
+    mover.run([SaveBlock(g, 2, 8, "disk") for g in (0, 1)])
+    assert mover.store.nbytes == {name: sum(p.block_stride for p in pools) for name in ("host", "disk")}
+    mover.run((MoveSaved(7, "disk"), CopyBlock(0, 0, 1), LoadBlock(0, 7, 3), LoadBlock(1, 7, 0), LoadBlock(1, 8, 4)))
+    assert np.array_equal(pools[0].block(3), saved[0]) and np.array_equal(pools[1].block(0), saved[1])
+    assert np.array_equal(pools[1].block(4), pools[1].block(2))
+    mover.run((MoveSaved(8, ""),))
+    with pytest.raises(InvariantError, match="nothing is saved"):
+        mover.run((LoadBlock(0, 8, 0),))
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+    mover.close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_disk_that_fails_is_said(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("RIDGELINE_HOME", str(tmp_path / "file"))
+    with pytest.raises(CapacityError, match="--disk-kv-bytes"):
+        Mover(pools_of()).run((SaveBlock(0, 0, 1, "disk"),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -16,12 +17,15 @@ from ridgeline.memory.recurrent_memory import RecurrentMemory
 from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.memory.tiers import Tiers
 from ridgeline.models.load import LoadedModel, describe, load, record
 from ridgeline.ops.program import Program
 from ridgeline.run.bind import Bound, bind
-from ridgeline.run.machine import usable_cores
+from ridgeline.run.break_even import LoadOrCompute
+from ridgeline.run.costs import StepCosts
+from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.run.runner import Runner
-from ridgeline.state.ports import SequenceMemory
+from ridgeline.state.ports import BreakEven, SequenceMemory
 
 from .bill import MemoryBill, kv_block_bytes, make_bill, reference_bound, step_limits
 from .config import EngineConfig
@@ -102,18 +106,36 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
     threads = config.threads or usable_cores()
     limits = step_limits(config, promised.context)
     runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states)
-    return Assembled(config, loaded, program, bound, promised, runner, make_memory(config, promised, name))
+    break_even = make_break_even(config, program, lambda: load_or_measure(threads), runner.measure_tier)
+    memory = make_memory(config, promised, name, break_even)
+    return Assembled(config, loaded, program, bound, promised, runner, memory)
 
 
-def make_memory(config: EngineConfig, promised: MemoryBill, program: str = "model") -> SequenceMemory:
+def make_break_even(
+    config: EngineConfig, program: Program, machine: Callable[[], Machine], bytes_per_s: Callable[[str], float]
+) -> LoadOrCompute | None:
+    """For an engine with tiers; None without."""
+    if not (config.host_kv_bytes or config.disk_kv_bytes):
+        return None
+    bytes_per_token = sum(group.bytes_per_token for group in program.kv_groups)
+    return LoadOrCompute(StepCosts({"model": program}, machine), bytes_per_token, bytes_per_s)
+
+
+def make_memory(
+    config: EngineConfig, promised: MemoryBill, program: str = "model", break_even: BreakEven | None = None
+) -> SequenceMemory:
     """Who holds which block or slot; the same for a real and a rehearsed engine."""
     if promised.state_slots:
         return RecurrentMemory(promised.state_slots)
+    tiers = None
+    if break_even is not None and program == "model":
+        budgets = {"host": config.host_kv_bytes, "disk": config.disk_kv_bytes}
+        tiers = Tiers(budgets, sum(group.block_bytes for group in promised.groups), break_even, program)
     return BlockMemory(
         tuple(BlockPool(group.blocks) for group in promised.groups), context=promised.context,
         reaches=tuple(group.reach for group in promised.groups), contiguous=not config.paging,
         step_tokens=config.most_step_tokens, alone=config.alone,
-        waits=config.batching == "continuous" and program == "model", program=program,
+        waits=config.batching == "continuous" and program == "model", program=program, tiers=tiers,
     )  # fmt: skip
 
 

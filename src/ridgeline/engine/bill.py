@@ -127,7 +127,7 @@ def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: in
     least_bytes = bytes_for(kept, least, step_tokens)
     weights = resident_weight_bytes(bound)
     activations = arena_bytes(bound, step_limits(config, wanted))
-    reserve = int(RESERVE_BYTES + RESERVE_SHARE * available)
+    reserve = int(RESERVE_BYTES + RESERVE_SHARE * available) + config.host_kv_bytes
     if config.kv_bytes is not None:
         least_bytes = bytes_for(kept, config.context or 1, step_tokens)
         _check_asked(config, kept, least_bytes)

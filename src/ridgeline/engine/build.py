@@ -20,7 +20,7 @@ from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program
 from ridgeline.run.bind import Bound
-from ridgeline.run.cost_runner import CostRunner
+from ridgeline.run.cost_runner import CostRunner, assumed_rate
 from ridgeline.run.costs import StepCosts
 from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.run.programs import ProgramsRunner
@@ -29,7 +29,15 @@ from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.ports import SequenceMemory, StepObserver, StepRunner
 
-from .assemble import Described, assemble, check_companion, describe_companion, describe_program, make_memory
+from .assemble import (
+    Described,
+    assemble,
+    check_companion,
+    describe_companion,
+    describe_program,
+    make_break_even,
+    make_memory,
+)
 from .bill import MemoryBill, memory_left
 from .config import EngineConfig
 from .engine import Engine, Unobserved
@@ -98,8 +106,14 @@ def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock, *, acc
     config.check()
     described = _describe(config, memory_left())
     facts = _facts(config, described["model"])
-    memories = {name: make_memory(one.config, one.bill, name) for name, one in described.items()}
     programs = {name: one.program for name, one in described.items()}
+    memories = {
+        name: make_memory(
+            one.config, one.bill, name,
+            make_break_even(one.config, one.program, lambda: machine, lambda tier: assumed_rate(machine, tier)),
+        )
+        for name, one in described.items()
+    }  # fmt: skip
     decoder = _decoder(config, programs, lambda: machine)
     observer = Unobserved()
     runners: dict[str, StepRunner] = {

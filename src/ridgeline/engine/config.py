@@ -45,6 +45,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
 
     prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
+    host_kv_bytes: Annotated[int, "memory for kept beginnings that had to leave the KV pool"] = 0
+    disk_kv_bytes: Annotated[int, "the same on disk, in RIDGELINE_HOME/kv, gone when the engine ends"] = 0
     keep: Annotated[str, "which tokens are kept: all, window:N, sinks:N+window:N, h2o:N+window:N"] = "all"
     spec: Annotated[str | None, "guess tokens ahead: PROPOSER:option=value, as ngram:k=4; None: do not"] = None
 
@@ -64,6 +66,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UserError(f"{name} is {value!r}; known: {', '.join(known)}.")
         make_policy(self.policy)  # refuses what there is not
         self._check_keep()
+        for name in ("host_kv_bytes", "disk_kv_bytes"):
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 (and below 2^40).")
+            if getattr(self, name) and self.alone:
+                raise UserError(f"{name} keeps beginnings for later, but they are not shared here ({self.alone}).")
         if self.spec is not None:
             parse(self.spec)  # likewise
             if not self.cache:

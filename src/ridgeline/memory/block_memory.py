@@ -13,13 +13,14 @@ from ridgeline.kit.errors import InvariantError
 from ridgeline.ops.kv import PACK, Reach
 from ridgeline.state.plan import Ints, SequenceId
 from ridgeline.state.sequence import Sequence
-from ridgeline.state.transfer import PackTokens, Transfer
+from ridgeline.state.transfer import MoveTokens, PackTokens, Transfer
 
 from .pool import BlockPool
 from .sharing import Held, Sharing, shareable
 from .spans import blocks_for, dropped_blocks, most_blocks, slot_of
 from .storage.storage import BLOCK_TOKENS
 from .table import Table
+from .tiers import TIERS, Tiers
 
 WORTH_WAITING = BLOCK_TOKENS  # tokens that must be coming for a sequence to wait for them; less is computed twice
 
@@ -33,7 +34,7 @@ class BlockMemory:
     def __init__(
         self, pools: BlockPool | tuple[BlockPool, ...], *, context: int, reaches: tuple[Reach, ...] = (Reach(),),
         contiguous: bool = False, step_tokens: int = 1 << 30, alone: str = "off", waits: bool = True,
-        program: str = "model",
+        program: str = "model", tiers: Tiers | None = None,
     ) -> None:  # fmt: skip
         self.pools = pools if isinstance(pools, tuple) else (pools,)
         if len(self.pools) != len(reaches):
@@ -42,10 +43,10 @@ class BlockMemory:
             raise InvariantError("a retention that drops tokens cannot share prefixes")
         self.reaches, self.context, self.contiguous, self.step_tokens = reaches, context, contiguous, step_tokens
         self.alone, self.waits, self.program = alone, waits, program
-        self.sharing = None if alone else Sharing(self.pools, program)
+        self.sharing = None if alone else Sharing(self.pools, program, tiers)
         self._packs = any(reach.heavy for reach in reaches)
         self._held: dict[SequenceId, Held] = {}
-        self._moves: list[Transfer] = []
+        self._moves: list[Transfer] = self.sharing.moves if self.sharing is not None else []
         self._counts: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
 
@@ -139,7 +140,7 @@ class BlockMemory:
             return None
         reason = tree.why(salt, tokens, limit, match) if limit == known - 1 else "scores wanted"
         held = self._held[sequence.id] = Held(self._tables(), salt)
-        found = self.sharing.take(held, match, self._moves)
+        found = self.sharing.take(held, match)
         self.sharing.promise(held, tokens)
         self._count(reason, found, known)
         return found
@@ -174,7 +175,14 @@ class BlockMemory:
             self.pools[group].free(table.cut(blocks_for(reach.budget)))
 
     def keep_places(self, sequence: Sequence, computed: int, places: tuple[int, ...]) -> None:
-        raise InvariantError("branches cannot be kept yet")
+        held = self._held[sequence.id]
+        if any(place < index for index, place in enumerate(places)):
+            raise InvariantError(f"places {places} of a branch are not in order")
+        moved = [(place, index) for index, place in enumerate(places) if place != index]
+        for group, (reach, table) in enumerate(zip(self.reaches, held.tables, strict=True)):
+            slot = slot_of(reach, computed)
+            sources, targets = (tuple(slot + pair[side] for pair in moved) for side in (0, 1))
+            self._moves.append(MoveTokens(group, table.view(), sources, targets, self.program))
 
     def release(self, sequence: Sequence, computed: int) -> None:
         held = self._held.pop(sequence.id, None)
@@ -198,8 +206,15 @@ class BlockMemory:
             "copied": sharing.copied if sharing else 0,
             "evicted": sharing.tree.evicted if sharing else 0,
             "cached blocks": self.pool.cached_blocks,
+            **self._report_tiers(),
             "misses": dict(self._misses),
         }
+
+    def _report_tiers(self) -> dict[str, object]:
+        tiers = self.sharing.tiers if self.sharing is not None else None
+        if tiers is None:
+            return {}
+        return {"saved": tiers.saved, "loaded": tiers.loaded, **{f"in {tier}": tiers.count(tier) for tier in TIERS}}
 
     def check(self) -> None:
         for group, pool in enumerate(self.pools):

@@ -18,6 +18,7 @@ from ridgeline.kit.errors import CapacityError, InvariantError
 from .storage.storage import BLOCK_TOKENS, Storage
 
 Bytes = npt.NDArray[np.uint8]
+Units = npt.NDArray[np.uint32]
 
 
 class KvPool:
@@ -57,6 +58,21 @@ class KvPool:
         """Everything kept in a block [block_stride], all layers and heads; a writable view."""
         start = self._offset(block, 0, 0)
         return self.data[start : start + self.block_stride]
+
+    def key_units(self) -> Units:
+        """All K pages [blocks, layers, kv_heads, BLOCK_TOKENS, units of 4 bytes], a writable view."""
+        return self._pages()[..., 0, :].reshape(*self._shape, -1, BLOCK_TOKENS).swapaxes(-1, -2)
+
+    def value_units(self) -> Units:
+        """All V pages [blocks, layers, kv_heads, BLOCK_TOKENS, units of 4 bytes], a writable view."""
+        return self._pages()[..., 1, :].reshape(*self._shape, BLOCK_TOKENS, -1)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.blocks, self.layers, self.kv_heads
+
+    def _pages(self) -> Units:
+        return self.data.view(np.uint32).reshape(*self._shape, 2, -1)
 
     def keys(self, block: int, layer: int, head: int) -> Bytes:
         """The K page [page_bytes], a writable view."""

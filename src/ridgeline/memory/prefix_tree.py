@@ -16,16 +16,20 @@ from ridgeline.kit.errors import InvariantError
 
 from .pool import BlockPool
 from .storage.storage import BLOCK_TOKENS
+from .tiers import Tiers
 
 Tokens = tuple[int, ...]
 REMEMBERED = 8192  # evicted nodes of which a miss can still say so
 
 
 class Node:
-    """blocks: one a group, None: not computed yet, or no longer here. promised: running sequences that will compute it.
-    residents: children that have blocks. used: when somebody last needed it. mark: names the whole prefix."""
+    """blocks: one a group, None: not computed yet, or no longer in the pool. saved: key of its bytes in a tier, or -1.
+    promised: running sequences that will compute it. residents: children that have blocks. used: when somebody last
+    needed it. mark: names the whole prefix. depth: its tokens."""
 
-    __slots__ = ("blocks", "children", "mark", "order", "parent", "promised", "residents", "tokens", "used")
+    __slots__ = (
+        "blocks", "children", "depth", "mark", "order", "parent", "promised", "residents", "saved", "tokens", "used"
+    )  # fmt: skip
 
     def __init__(self, parent: Node | None, tokens: Tokens, mark: int) -> None:
         self.parent, self.tokens, self.mark = parent, tokens, mark
@@ -33,10 +37,12 @@ class Node:
         self.children: dict[Tokens, Node] = {}
         self.order: list[Tokens] = []  # keys of children, sorted
         self.promised = self.residents = self.used = 0
+        self.saved = -1
+        self.depth: int = len(tokens) + (parent.depth if parent is not None else 0)
 
     @property
     def is_ready(self) -> bool:
-        return self.blocks is not None
+        return self.blocks is not None or self.saved >= 0
 
     def nearest(self, tokens: Tokens, *, ready: bool) -> tuple[Node | None, int]:
         """The child that shares most of its first tokens with `tokens`, and how many.
@@ -71,10 +77,10 @@ class Match:
 
 
 class PrefixTree:
-    """All pools (one a group) hold the blocks of a node together. evicted: nodes that had to go."""
+    """All pools (one a group) hold the blocks of a node together. evicted: nodes that left the pools."""
 
-    def __init__(self, pools: tuple[BlockPool, ...]) -> None:
-        self.pools = pools
+    def __init__(self, pools: tuple[BlockPool, ...], tiers: Tiers | None = None) -> None:
+        self.pools, self.tiers = pools, tiers
         self.evicted = 0
         self._roots: dict[str, Node] = {}
         self._salts: dict[Node, str] = {}
@@ -160,7 +166,7 @@ class PrefixTree:
         return longer
 
     def discard(self, node: Node) -> None:
-        """The node has no blocks any more; its promises stay."""
+        """The node has no blocks any more; its promises and what is saved of it stay."""
         if node.parent is None or node.blocks is None:
             raise InvariantError("a node without blocks was discarded")
         node.blocks = None
@@ -195,12 +201,34 @@ class PrefixTree:
         if blocks is None or parent is None:
             raise InvariantError("a node without blocks cannot be evicted")
         self.evicted += 1
-        self._remember(node)
+        if self.tiers is not None:
+            self.tiers.save(node, blocks, self._lose)
+        if node.saved < 0:
+            self._remember(node)
         for pool, block in zip(self.pools, blocks, strict=True):
             pool.forget(block)
         self.discard(node)
         if self._is_evictable(parent):
             heapq.heappush(self._oldest, (parent.used, parent))
+
+    def _lose(self, node: Node) -> None:
+        """The last tier had no room for a node any more; what follows it is of no use without it."""
+        if node.blocks is not None:
+            return
+        for child in list(node.children.values()):
+            if child.saved >= 0 and self.tiers is not None:
+                self.tiers.forget(child)
+                self._lose(child)
+        self._remember(node)
+        self._drop_if_empty(node)
+
+    def restore(self, node: Node, blocks: tuple[int, ...]) -> None:
+        """A saved node gets blocks again."""
+        if node.parent is None or node.blocks is not None or self.tiers is None:
+            raise InvariantError("only what is saved can be restored")
+        self.tiers.load(node, blocks)
+        node.blocks = blocks
+        node.parent.residents += 1
 
     def _remember(self, node: Node) -> None:
         self._gone[node.mark] = None

@@ -15,6 +15,7 @@ from .pool import BlockPool
 from .prefix_tree import Match, Node, PrefixTree, Tokens
 from .storage.storage import BLOCK_TOKENS
 from .table import Table
+from .tiers import Tiers
 
 
 @dataclass(slots=True)
@@ -40,40 +41,64 @@ class Held:
 class Sharing:
     """copied: blocks that were copied because sequences part inside them."""
 
-    def __init__(self, pools: tuple[BlockPool, ...], program: str) -> None:
-        self.pools, self.tree, self.program = pools, PrefixTree(pools), program
+    def __init__(self, pools: tuple[BlockPool, ...], program: str, tiers: Tiers | None = None) -> None:
+        self.pools, self.program = pools, program
+        self.tree = PrefixTree(pools, tiers)
+        self.tiers = self.tree.tiers
         self.copied = 0
+        self.moves: list[Transfer] = tiers.moves if tiers is not None else []  # one list: their order is kept
 
     # -- the beginning
 
-    def take(self, held: Held, match: Match, moves: list[Transfer]) -> int:
-        """Put what was found into the tables; how many tokens that is."""
+    def take(self, held: Held, match: Match) -> int:
+        """Put what was found into the tables, as far as there is room for it; how many tokens that is."""
         for node in match.path:
-            for pool, table, block in zip(self.pools, held.tables, node.blocks or (), strict=True):
-                pool.share(block)
+            if node.blocks is None:
+                if (own := self._new_blocks()) is None or not node.is_ready:  # making room may have taken it
+                    self._give_back(own)
+                    return held.shared_tokens
+                self.tree.restore(node, own)
+            else:
+                for pool, block in zip(self.pools, node.blocks, strict=True):
+                    pool.share(block)
+            for table, block in zip(held.tables, node.blocks or (), strict=True):
                 table.append([block])
             held.path.append(node)
-        return held.shared_tokens + self._copy_tail(held, match, moves)
+        return held.shared_tokens + (self._copy_tail(held, match.tail, match.tail_tokens) if match.tail else 0)
 
-    def _copy_tail(self, held: Held, match: Match, moves: list[Transfer]) -> int:
+    def _copy_tail(self, held: Held, tail: Node, tokens: int) -> int:
         """A block of its own that begins as the tail does (C4); how many tokens that is."""
-        if match.tail is None or match.tail.blocks is None:
-            return 0
-        source = match.tail.blocks
-        for pool, block in zip(self.pools, source, strict=True):
+        source = tail.blocks
+        for pool, block in zip(self.pools, source or (), strict=source is not None):
             pool.share(block)  # so that making room does not take it
-        has_room = self.tree.make_room(1)
-        for pool, block in zip(self.pools, source, strict=True):
+        own = self._new_blocks()
+        for pool, block in zip(self.pools, source or (), strict=source is not None):
             pool.park(block)
-        self.tree.unused(match.tail)
-        if not has_room:
+        if source is not None:
+            self.tree.unused(tail)
+        if own is None or not tail.is_ready:
+            self._give_back(own)
             return 0
-        for group, (pool, table, block) in enumerate(zip(self.pools, held.tables, source, strict=True)):
-            own = pool.allocate(1) or []
-            table.append(own)
-            moves.append(CopyBlock(group, block, own[0], self.program))
-        self.copied += 1
-        return match.tail_tokens
+        if source is not None:
+            self.moves += [
+                CopyBlock(group, *pair, self.program) for group, pair in enumerate(zip(source, own, strict=True))
+            ]  # fmt: skip
+            self.copied += 1
+        elif self.tiers is not None:
+            self.tiers.load(tail, own)
+        for table, block in zip(held.tables, own, strict=True):
+            table.append([block])
+        return tokens
+
+    def _new_blocks(self) -> tuple[int, ...] | None:
+        """One block of every pool, made room for; None when there is none."""
+        if not self.tree.make_room(1):
+            return None
+        return tuple((pool.allocate(1) or [-1])[0] for pool in self.pools)
+
+    def _give_back(self, blocks: tuple[int, ...] | None) -> None:
+        for pool, block in zip(self.pools, blocks or (), strict=False):
+            pool.free([block])
 
     def promise(self, held: Held, tokens: Tokens) -> None:
         """Others may wait for what this sequence is going to compute."""

@@ -118,6 +118,7 @@ class Runner:
         return ticket
 
     def close(self) -> None:
+        self._mover.close()
         if "cpp" in self.bound.bodies and self._is_team_own:
             self._team.close()
 
@@ -127,6 +128,10 @@ class Runner:
     def resident_weight_bytes(self) -> int:
         """Weights as this runner keeps them in memory."""
         return self._emitter.weights.nbytes + self._tensors.nbytes
+
+    def measure_tier(self, tier: str) -> float:
+        """Bytes a second at which saved blocks come back. Only before the first step."""
+        return self._mover.measure(tier)
 
     def last_logits(self, rows: int) -> npt.NDArray[np.float32]:
         """Raw logits [rows, vocabulary] of the step just run; a copy."""

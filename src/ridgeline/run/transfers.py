@@ -1,6 +1,7 @@
 """Mover: carries out the transfers of a plan on the pools of one Program, in their order, before its entries run.
 
-Bytes only: what they mean is the storage's matter, which blocks they are was decided by memory/.
+Bytes only: what they mean is the storage's matter, which blocks they are was decided by memory/. Every storage keeps a
+token as units of 4 bytes, so tokens move without being unpacked.
 """
 
 from __future__ import annotations
@@ -8,31 +9,113 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
+
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.recurrent_pool import RecurrentPool
-from ridgeline.state.transfer import CopyBlock, CopyState, Transfer
+from ridgeline.memory.storage.storage import BLOCK_TOKENS
+from ridgeline.memory.tier_store import TierStore
+from ridgeline.state.transfer import (
+    CopyBlock,
+    CopyState,
+    LoadBlock,
+    MoveSaved,
+    MoveTokens,
+    PackTokens,
+    SaveBlock,
+    Transfer,
+)
+
+Places = npt.NDArray[np.int64]
+MEASURING, MEASURED_BLOCKS = -1, 6  # keys that Tiers never gives; blocks of which the fastest counts
 
 
 class Mover:
-    """pools: one a group. bytes_moved: read and written once each, since the start."""
+    """pools: one a group. store: where blocks are saved. bytes_moved: read and written once each, since the start."""
 
     def __init__(self, pools: tuple[KvPool, ...], states: RecurrentPool | None = None) -> None:
-        self.pools, self.states = pools, states
+        self.pools, self.states, self.store = pools, states, TierStore()
         self.bytes_moved = 0
 
     def run(self, transfers: Iterable[Transfer]) -> int:
         """Nanoseconds it took."""
         began = time.perf_counter_ns()
         for transfer in transfers:
-            match transfer:
-                case CopyBlock(group, source, target):
-                    pool = self.pools[group]
-                    pool.block(target)[:] = pool.block(source)
-                    self.bytes_moved += pool.block_stride
-                case CopyState(source, target) if self.states is not None:
-                    self.states.copy(source, target)
-                    self.bytes_moved += self.states.slot_bytes
-                case _:
-                    raise InvariantError(f"no way to carry out {transfer}")
+            self.bytes_moved += self._carry_out(transfer)
         return time.perf_counter_ns() - began
+
+    def measure(self, tier: str) -> float:
+        """Bytes a second of blocks that come back from a tier, best of a few. Only while nothing is kept yet."""
+        seconds = []
+        for repeat in range(MEASURED_BLOCKS):
+            for group, pool in enumerate(self.pools):
+                self.store.save(group, MEASURING - repeat, pool.block(repeat % pool.blocks), tier)
+        for repeat in range(MEASURED_BLOCKS):
+            began = time.perf_counter()
+            for group, pool in enumerate(self.pools):
+                self.store.load(group, MEASURING - repeat, pool.block(repeat % pool.blocks))
+            seconds.append(time.perf_counter() - began)
+            self.store.move(MEASURING - repeat, "")
+        return sum(pool.block_stride for pool in self.pools) / min(seconds)
+
+    def close(self) -> None:
+        """Forget what was saved."""
+        self.store.close()
+
+    def _carry_out(self, transfer: Transfer) -> int:
+        """Bytes moved."""
+        match transfer:
+            case CopyBlock(group, source, target):
+                pool = self.pools[group]
+                pool.block(target)[:] = pool.block(source)
+                return pool.block_stride
+            case SaveBlock(group, block, key, tier):
+                self.store.save(group, key, self.pools[group].block(block), tier)
+                return self.pools[group].block_stride
+            case LoadBlock(group, key, block):
+                self.store.load(group, key, self.pools[group].block(block))
+                return self.pools[group].block_stride
+            case MoveSaved(key, tier):
+                return self.store.move(key, tier)
+            case MoveTokens(group, blocks, sources, targets):
+                places = [np.array(slots)[:, None, None] for slots in (sources, targets)]
+                return _move(self.pools[group], blocks.astype(np.int64), *places)
+            case PackTokens():
+                return _pack(self.pools[transfer.group], transfer)
+            case CopyState(source, target) if self.states is not None:
+                self.states.copy(source, target)
+                return self.states.slot_bytes
+        raise InvariantError(f"no way to carry out {transfer}")
+
+
+def _move(pool: KvPool, blocks: Places, sources: Places, targets: Places) -> int:
+    """Slots [n, layers, heads] (or 1 for all) to slots: reads all, then writes all, so they may overlap."""
+    layer, head = np.arange(pool.layers)[:, None], np.arange(pool.kv_heads)
+    source = (blocks[sources // BLOCK_TOKENS], layer, head, sources % BLOCK_TOKENS)
+    target = (blocks[targets // BLOCK_TOKENS], layer, head, targets % BLOCK_TOKENS)
+    moved = 0
+    for pages in (pool.key_units(), pool.value_units()):  # [blocks, layers, heads, 16, units]
+        tokens = pages[source]
+        pages[target] = tokens
+        moved += tokens.nbytes
+    mass = getattr(pool, "mass", None)
+    if mass is not None:
+        mass[target] = mass[source]
+    return moved
+
+
+def _pack(pool: KvPool, pack: PackTokens) -> int:
+    """Keep sinks, heavy hitters and recent tokens, in order; of equal mass the earlier (C10)."""
+    masses = getattr(pool, "mass", None)
+    if masses is None:
+        raise InvariantError("tokens are packed by attention mass, and this pool keeps none")
+    blocks = pack.blocks.astype(np.int64)
+    slots = np.arange(pack.sinks, pack.slots - pack.recent)
+    mass = masses[blocks[slots // BLOCK_TOKENS], :, :, slots % BLOCK_TOKENS]  # [slots, layers, heads]
+    heavy = np.sort(np.argsort(-mass, axis=0, kind="stable")[: pack.heavy], axis=0) + pack.sinks
+    recent = np.arange(pack.slots - pack.recent, pack.slots)[:, None, None]
+    sources = np.concatenate([heavy, np.broadcast_to(recent, (pack.recent, *mass.shape[1:]))])
+    targets = np.arange(pack.sinks, pack.sinks + len(sources))[:, None, None]
+    return _move(pool, blocks, sources, targets)

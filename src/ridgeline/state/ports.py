@@ -25,6 +25,14 @@ class StepObserver(Protocol):
     def on_finish(self, sequence: Sequence, reason: str, at_s: float) -> None: ...
 
 
+class BreakEven(Protocol):
+    """Load or compute again (B10): bytes over the bandwidth of a tier against the estimated time of the tokens."""
+
+    def pays(self, tokens: int, tier: str) -> bool:
+        """Whether the state of a beginning of `tokens` tokens comes back sooner from the tier than by computing it."""
+        ...
+
+
 class SequenceMemory(Protocol):
     """Where the state of sequences lives for one program, as the scheduler sees it. All groups of layers together.
 
