@@ -100,20 +100,18 @@ def _move(pool: KvPool, blocks: Places, sources: Places, targets: Places) -> int
         tokens = pages[source]
         pages[target] = tokens
         moved += tokens.nbytes
-    mass = getattr(pool, "mass", None)
-    if mass is not None:
-        mass[target] = mass[source]
+    if pool.mass is not None:
+        pool.mass[target] = pool.mass[source]
     return moved
 
 
 def _pack(pool: KvPool, pack: PackTokens) -> int:
     """Keep sinks, heavy hitters and recent tokens, in order; of equal mass the earlier (C10)."""
-    masses = getattr(pool, "mass", None)
-    if masses is None:
+    if pool.mass is None:
         raise InvariantError("tokens are packed by attention mass, and this pool keeps none")
     blocks = pack.blocks.astype(np.int64)
     slots = np.arange(pack.sinks, pack.slots - pack.recent)
-    mass = masses[blocks[slots // BLOCK_TOKENS], :, :, slots % BLOCK_TOKENS]  # [slots, layers, heads]
+    mass = pool.mass[blocks[slots // BLOCK_TOKENS], :, :, slots % BLOCK_TOKENS]  # [slots, layers, heads]
     heavy = np.sort(np.argsort(-mass, axis=0, kind="stable")[: pack.heavy], axis=0) + pack.sinks
     recent = np.arange(pack.slots - pack.recent, pack.slots)[:, None, None]
     sources = np.concatenate([heavy, np.broadcast_to(recent, (pack.recent, *mass.shape[1:]))])
