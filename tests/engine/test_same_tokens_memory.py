@@ -144,11 +144,14 @@ def test_gemma_shares_or_drops_what_is_behind_its_windows(tmp_path: Any, prefix:
 def test_a_window_that_holds_everything_is_exact(case: Case) -> None:
     """C9: exact while the context is no longer than the budget, dropped tokens or not."""
     requests = [request(f"r{i}", prompt_of(0, length, i)) for i, length in enumerate((3, 40, 90))]
-    for keep in ("window:96", "sinks:4+window:92"):
+    for keep in ("window:96", "sinks:4+window:92", "sinks:4+h2o:50+window:42", "h2o:1+window:95"):
         case.check(requests, keep=keep, chunk=13)
 
 
-@pytest.mark.parametrize("keep", ["window:40", "sinks:4+window:40", "sinks:20+window:33"])
+KEEPS = ("window:40", "sinks:4+window:40", "sinks:20+window:33", "h2o:20+window:30", "sinks:4+h2o:40+window:20")
+
+
+@pytest.mark.parametrize("keep", KEEPS)
 def test_dropped_tokens_give_the_same_ids_in_any_schedule(case: Case, keep: str) -> None:
     """What a retention keeps depends on positions alone: any chunks, any batch, preempted or not."""
     alone = Case(case.model, **case.options, keep=keep)
@@ -232,3 +235,19 @@ def test_the_break_even_is_estimated(case: Case) -> None:
     engine.engine.close()
     with pytest.raises(UserError, match="not shared"):
         TinyEngine(case.model, host_kv_bytes=1000, prefix=False)
+
+
+def test_packed_tokens_and_guesses_are_refused_together(case: Case) -> None:
+    with pytest.raises(UserError, match="leave spec"):
+        TinyEngine(case.model, keep="h2o:20+window:30", spec="ngram:k=2")
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("keep", ["sinks:4+window:40", "sinks:4+h2o:20+window:40"])
+@pytest.mark.parametrize("config", [LLAMA, GEMMA3], ids=["llama", "gemma3"])
+def test_storages_and_retentions_multiply(tmp_path: Any, config: dict[str, Any], keep: str, kv: str) -> None:
+    """F15 x C9, C10, over one group of layers, and over two where layers have windows of their own."""
+    alone = Case(write_config(tmp_path, config), weights="q8_0", keep=keep, kv=kv)
+    requests = [request(f"r{i}", prompt_of(0, length, i)) for i, length in enumerate((130, 64, 70))]
+    alone.check(requests, [0, 2, 1], chunk=16, max_sequences=2, context=272)
+    assert len(alone.single.engine.scheduler.memory.pools) == (2 if config is GEMMA3 else 1)

@@ -9,7 +9,7 @@ from ridgeline.kit.errors import CapacityError, InvariantError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.run.transfers import Mover
-from ridgeline.state.transfer import CopyBlock, LoadBlock, MoveSaved, MoveTokens, SaveBlock
+from ridgeline.state.transfer import CopyBlock, LoadBlock, MoveSaved, MoveTokens, PackTokens, SaveBlock
 
 
 def pools_of(name: str = "bf16", groups: int = 2, blocks: int = 5) -> tuple[KvPool, ...]:
@@ -93,3 +93,27 @@ def test_a_disk_that_fails_is_said(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RIDGELINE_HOME", str(tmp_path / "file"))
     with pytest.raises(CapacityError, match="--disk-kv-bytes"):
         Mover(pools_of()).run((SaveBlock(0, 0, 1, "disk"),))
+
+
+@pytest.mark.parametrize("name", STORAGES.names())
+def test_packing_keeps_what_attention_used_most(name: str) -> None:
+    """By hand, for every layer and head apart: sinks, the heaviest of the middle (the earlier of equals), the last."""
+    draw = np.random.default_rng(1)
+    pool = KvPool(STORAGES.get(name), layers=2, kv_heads=3, head_dim=8, blocks=6, has_mass=True)
+    pool.data[:] = draw.integers(0, 60, pool.data.size, np.uint8)
+    pool.mass[:] = draw.integers(0, 9, pool.mass.shape)  # many equal ones
+    blocks, slots, sinks, heavy, recent = [5, 1, 3, 0], 61, 3, 20, 16
+    before = {place: tokens_of(pool, blocks, *place) for place in np.ndindex(2, 3)}
+    mass = pool.mass[blocks].transpose(1, 2, 0, 3).reshape(2, 3, -1)
+    Mover((pool,)).run((PackTokens(0, np.array(blocks, np.int32), slots, sinks, heavy, recent),))
+    after = pool.mass[blocks].transpose(1, 2, 0, 3).reshape(2, 3, -1)
+    for (layer, head), tokens in before.items():
+        middle = sorted(range(sinks, slots - recent), key=lambda slot: (-mass[layer, head, slot], slot))[:heavy]
+        kept = [*range(sinks), *sorted(middle), *range(slots - recent, slots)]
+        assert np.array_equal(tokens_of(pool, blocks, layer, head)[: len(kept)], tokens[kept])
+        assert np.array_equal(after[layer, head, : len(kept)], mass[layer, head, kept])
+
+
+def test_packing_needs_mass() -> None:
+    with pytest.raises(InvariantError, match="keeps none"):
+        Mover(pools_of()).run((PackTokens(0, np.arange(4, dtype=np.int32), 60, 4, 8, 16),))

@@ -97,7 +97,14 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
     program = record(loaded, storage, config.retention)
     bound = bind(program, body=config.body)
     pools = tuple(
-        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=bill.blocks)
+        KvPool(
+            storage,
+            layers=len(g.layers),
+            kv_heads=g.kv_heads,
+            head_dim=g.head_dim,
+            blocks=bill.blocks,
+            has_mass=bool(g.reach.heavy),
+        )
         for g, bill in zip(program.kv_groups, promised.groups, strict=True)
     )
     kept, states = program.state, None

@@ -35,7 +35,8 @@ def block_bytes(group: KvGroup) -> int:
     """One block in all layers of the group."""
     storage = STORAGES.get(group.storage.name)
     return KvPool.bytes_for(
-        storage, layers=len(group.layers), kv_heads=group.kv_heads, head_dim=group.head_dim, blocks=1
+        storage, layers=len(group.layers), kv_heads=group.kv_heads, head_dim=group.head_dim, blocks=1,
+        has_mass=bool(group.reach.heavy),
     )  # fmt: skip
 
 
