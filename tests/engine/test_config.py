@@ -31,7 +31,7 @@ def test_counts_are_positive_and_sane(name: str, value: int) -> None:
     ("fields", "says"),
     [
         ({"model": ""}, "no model"),
-        ({"weights": "int3"}, "weights is 'int3'; known: native"),
+        ({"weights": "int3"}, "unknown weights 'int3'. Known: native"),
         ({"kv": "int3"}, "known: auto, f32, bf16"),
         ({"body": "rust"}, "known: cpp, torch"),
         ({"isa": "mmx"}, "known: plain"),

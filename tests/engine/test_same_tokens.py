@@ -10,7 +10,7 @@ from ridgeline.state.request import Request, Sampling
 
 from .tiny import GEMMA3, LLAMA, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, TinyEngine, write_config
 
-FORMATS = ("f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
+FORMATS = ("f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4:group=32,zero=1", "fp8:scale=block")
 # Crosses the edges of tiles (16), row blocks (6, 12), groups (32), attention steps (64) and splits (256).
 PROMPTS = (1, 2, 5, 6, 7, 12, 13, 15, 16, 17, 31, 33, 63, 64, 65, 130, 255, 257)
 OUTPUT = 5

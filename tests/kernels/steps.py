@@ -12,13 +12,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ridgeline.formats.format import FORMATS
-from ridgeline.kernels import native
-from ridgeline.kernels.packing import BLOCKS, NATIVE_FORMATS, PackedWeight, pack
+from ridgeline.kernels import native, packing
+from ridgeline.kernels.packing import PackedWeight
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 
 Floats = npt.NDArray[np.float32]
 GROUP = 32
+# Every kind of native format, and every option of one that has its own code.
+NATIVE_FORMATS = (
+    "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "q4_k", "q6_k", "int8", "int8:group=32,zero=1,scale=bf16",
+    "int4:group=32", "int4:zero=1,scale=f32", "int4:group=128,zero=1", "int4:group=0", "fp8", "fp8:scale=tensor",
+    "fp8:scale=block", "fp8:kind=e5m2",
+)  # fmt: skip
+
+
+def pack(data: npt.NDArray[np.uint8], format_name: str, rows: int, columns: int) -> PackedWeight:
+    """By the format's name."""
+    return packing.pack(data, FORMATS.get(format_name), rows, columns)
+
+
+def reads_integers(format_name: str) -> bool:
+    return packing.reads_integers(FORMATS.get(format_name))
 
 
 class Teams:
@@ -45,7 +60,10 @@ def random_weight(format_name: str, rows: int, columns: int, seed: int = 0) -> n
     if format_name == "bf16":
         values = rng.standard_normal(rows * columns, np.float32)
         return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    group, nbytes = BLOCKS[format_name]
+    format = FORMATS.get(format_name)
+    if ":" in format_name or format_name in ("int8", "int4", "fp8"):
+        return parametrised(format, rows, columns, rng)
+    group, nbytes = format.group, format.nbytes(1, format.group)
     blocks = rows * (columns // group)
     data = rng.integers(0, 256, (blocks, nbytes), np.uint8)
     most = {"q4_k": 3e-4, "q6_k": 2e-5}.get(format_name, 0.02)  # under scales of up to 63 and 127
@@ -55,9 +73,20 @@ def random_weight(format_name: str, rows: int, columns: int, seed: int = 0) -> n
     return data.reshape(-1)
 
 
+def parametrised(format: Any, rows: int, columns: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Every code; for the rest what packing random numbers gives. Float8 codes are finite."""
+    data = format.pack(rng.standard_normal((rows, columns), np.float32) + rng.uniform(-2, 2, (rows, 1)).astype("f"))
+    wide = columns if not format.name.startswith("int4") else (columns + 1) // 2
+    codes = data.reshape(rows, -1)[:, :wide] if format.by_rows else data[: rows * columns].reshape(rows, columns)
+    codes[:] = rng.integers(0, 256, codes.shape, np.uint8)
+    if format.name.startswith("fp8"):
+        codes[codes & 0x7F > 0x7B] = 0x7B
+    return data
+
+
 def fitting(format_name: str, columns: int) -> int:
     """`columns`, or for formats of larger blocks as many of those (32 -> 256, 96 -> 768; at most 3)."""
-    group = BLOCKS[format_name][0]
+    group = FORMATS.get(format_name).group
     return columns if columns % group == 0 or group <= GROUP else group * min(3, max(1, columns // GROUP))
 
 
@@ -118,7 +147,7 @@ def instruction(op: int, **fields: Any) -> native.RlInstr:
 
 def set_weight(slot: native.RlWeight, packed: PackedWeight, bias: Floats | None = None) -> None:
     slot.data, slot.bytes = packed.data.ctypes.data, packed.nbytes
-    slot.format, slot.rows, slot.columns = NATIVE_FORMATS[packed.format_name], packed.rows, packed.columns
+    slot.format, slot.rows, slot.columns = packed.format.native, packed.rows, packed.columns
     slot.bias = bias.ctypes.data if bias is not None else None
 
 

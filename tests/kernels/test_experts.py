@@ -9,14 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ridgeline.formats.format import FORMATS as TABLE
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, QUANTISED_FORMATS, pack_stack
+from ridgeline.kernels.packing import pack_stack
 from ridgeline.ops.route import CASES, Routing
 from ridgeline.run.arena import experts_work_bytes
 
-from .steps import Arena, Batch, fitting, instruction, quantised, random_weight, run, unpacked
+from .steps import (
+    NATIVE_FORMATS,
+    Arena,
+    Batch,
+    fitting,
+    instruction,
+    quantised,
+    random_weight,
+    reads_integers,
+    run,
+    unpacked,
+)
 
-FORMATS = tuple(NATIVE_FORMATS)
+FORMATS = tuple(name for name in NATIVE_FORMATS if TABLE.get(name).by_rows)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -54,7 +66,7 @@ class Stacks:
         self.width, self.hidden = width, hidden = fitting(name, width), fitting(name, hidden)
         shapes = ((experts * hidden, width), (experts * hidden, width), (experts * width, hidden))
         data = [random_weight(name, *shape, seed) for seed, shape in enumerate(shapes)]
-        self.packed = [pack_stack(d, name, *shape, experts) for d, shape in zip(data, shapes, strict=True)]
+        self.packed = [pack_stack(d, TABLE.get(name), *shape, experts) for d, shape in zip(data, shapes, strict=True)]
         self.values = [
             unpacked(name, d, *shape).reshape(experts, -1, shape[1]) for d, shape in zip(data, shapes, strict=True)
         ]
@@ -68,7 +80,7 @@ def mixture(team, x: np.ndarray, logits: np.ndarray, routing: Routing, stacks: S
     routed, sent = arena.room(tokens * 3 * chosen * 4), arena.room(tokens * chosen * width * 4)
     done, out = arena.room(tokens * chosen * width * 4), arena.room(tokens * width * 4)
     work = arena.room(experts_work_bytes(tokens * chosen, stacks.hidden))
-    quant = arena.quantised_room(tokens, chosen * width) if stacks.name in QUANTISED_FORMATS else -1
+    quant = arena.quantised_room(tokens, chosen * width) if reads_integers(stacks.name) else -1
     shape = {"experts": routing.experts, "chosen": chosen, "in2": routed}
     wide = {"width_in": chosen * width, "width_out": chosen * width}
     ops = [
@@ -84,7 +96,7 @@ def mixture(team, x: np.ndarray, logits: np.ndarray, routing: Routing, stacks: S
         ),
     ]
     for slot, packed, values in zip(ops[2].weight, stacks.packed, stacks.values, strict=True):
-        slot.data, slot.bytes, slot.format = packed.data.ctypes.data, packed.nbytes, NATIVE_FORMATS[stacks.name]
+        slot.data, slot.bytes, slot.format = packed.data.ctypes.data, packed.nbytes, TABLE.get(stacks.name).native
         slot.rows, slot.columns = values.shape[1:]
     run(team, ops, arena, Batch(tokens), kept=stacks)
     return arena.read(out, tokens, width)
@@ -92,13 +104,13 @@ def mixture(team, x: np.ndarray, logits: np.ndarray, routing: Routing, stacks: S
 
 def dense(x: np.ndarray, routed: np.ndarray, chosen: int, stacks: Stacks) -> np.ndarray:
     """Every expert on every token, masked by the routing weights; float64."""
-    seen = quantised(x)[0] if stacks.name in QUANTISED_FORMATS else x.astype(np.float64)
+    seen = quantised(x)[0] if reads_integers(stacks.name) else x.astype(np.float64)
     out = np.zeros(x.shape)
     for expert in range(stacks.experts):
         gate, up, down = (values[expert].astype(np.float64) for values in stacks.values)
         g = seen @ gate.T
         h = g / (1 + np.exp(-g)) * (seen @ up.T)
-        if stacks.name in QUANTISED_FORMATS:
+        if reads_integers(stacks.name):
             h = quantised(h.astype(np.float32))[0]
         weight = np.where(routed[:, :chosen] == expert, routed[:, chosen : 2 * chosen], 0).sum(1)
         out += weight[:, None] * (h @ down.T)
@@ -169,7 +181,7 @@ def test_a_mixture_equals_the_dense_masked_loop(isa, teams, name, shape, tokens)
     out = mixture(teams(2), x, logits, routing, stacks)
     exact = dense(x, route(teams(1), logits, routing)[0], chosen, stacks)
     # the integer oracle rounds h from its own sums: where they differ in the last bit, so may one 15-bit level
-    assert np.abs(out - exact).max() <= (2e-3 if name in QUANTISED_FORMATS else 1e-5) * np.abs(exact).max()
+    assert np.abs(out - exact).max() <= (2e-3 if reads_integers(name) else 1e-5) * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("name", ["f32", "bf16"])

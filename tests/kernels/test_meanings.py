@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, pack
 from ridgeline.memory.storage.bf16 import narrow, widen
 from ridgeline.ops import kinds
 from ridgeline.ops.op import LOGITS, TOKENS, Line, Value
@@ -19,6 +18,7 @@ from ridgeline.state.plan import LogitRow
 from ridgeline.state.request import Sampling
 
 from .steps import (
+    NATIVE_FORMATS,
     Arena,
     Batch,
     Heads,
@@ -27,6 +27,7 @@ from .steps import (
     fitting,
     instruction,
     linear,
+    pack,
     pool_for,
     random_weight,
     run,

@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, pack
 from ridgeline.kit.errors import InvariantError
 
-from .steps import Arena, Batch, check_quantised, fitting, instruction, random_weight, run, set_weight, unpacked
+from .steps import (
+    NATIVE_FORMATS,
+    Arena,
+    Batch,
+    check_quantised,
+    fitting,
+    instruction,
+    pack,
+    random_weight,
+    run,
+    set_weight,
+    unpacked,
+)
 
 COUNTS = (1, 2, 7, 33)
 

@@ -118,11 +118,14 @@ def test_conversion_keeps_the_numbers(tmp_path, weights):
     described = describe(directory, weights=weights)
     assert described.weights.nbytes == converted.weights.nbytes
     assert [w.format.name for w in described.weights] == [w.format.name for w in converted.weights]
-    most = {"f32": 0, "bf16": 2e-3, "q8_0": 3e-3, "q4_1": 4e-2, "q4_0": 4e-2, "q5_0": 2e-2}[weights]
+    most = {"f32": 0, "bf16": 2e-3, "q8_0": 3e-3, "q4_1": 4e-2, "q4_0": 4e-2, "q5_0": 2e-2}
+    most = (most | {"int8": 2e-3, "int4": 5e-2, "fp8": 2e-2})[weights]
     for a, b in zip(exact.weights, converted.weights, strict=True):
         assert np.abs(a.unpack() - b.unpack()).max() <= most
     assert converted.weights.final_norm.format.name == "f32"
-    assert converted.weights.head.format.name == ("q8_0" if weights in ("q4_1", "q4_0", "q5_0") else weights)
+    assert converted.weights.head.format.name == (
+        "q8_0" if weights in ("q4_1", "q4_0", "q5_0") else "int8" if weights == "int4" else weights
+    )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

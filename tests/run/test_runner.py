@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from ridgeline.formats.format import FORMATS as TABLE
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import QUANTISED_FORMATS
+from ridgeline.kernels.packing import reads_integers
 from ridgeline.kit.clock import WallClock
 from ridgeline.kit.errors import InvariantError, UserError
 from ridgeline.memory.kv_pool import KvPool
@@ -20,7 +21,7 @@ from ridgeline.state.request import Sampling
 from ..engine.tiny import GEMMA3, LLAMA, QWEN2, QWEN2_MOE, QWEN3, write_config
 
 LIMITS = StepLimits(tokens=96, logit_rows=8, sequences=4, context=128)
-FORMATS = ("f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
+FORMATS = ("f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
 
 
 @pytest.fixture(scope="module", params=[LLAMA, QWEN2], ids=["llama", "qwen2"])
@@ -90,7 +91,7 @@ def test_native_agrees_with_the_reference(model: str, weights: str, storage: str
     finally:
         native.set_isa(before)
     # Integer formats round activations to 15 bits; bf16 KV rounds at another last bit now and then.
-    limit = 2e-2 if weights in QUANTISED_FORMATS else 1e-5 if storage == "f32" else 2e-3
+    limit = 2e-2 if reads_integers(TABLE.get(weights)) else 1e-5 if storage == "f32" else 2e-3
     assert far(got, wanted) < limit
 
 

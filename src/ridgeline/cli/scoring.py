@@ -38,7 +38,7 @@ class Comparison(msgspec.Struct, frozen=True):
     def parent(self) -> EngineConfig | None:
         if self.against is None:
             return None
-        if self.against in WEIGHTS:
+        if self.against.partition(":")[0] in WEIGHTS:
             return EngineConfig(self.model, weights=self.against, isa=self.isa, threads=self.threads)
         return EngineConfig(self.against, isa=self.isa, threads=self.threads)
 

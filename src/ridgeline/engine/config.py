@@ -13,7 +13,7 @@ from ridgeline.decode.speculative import parse
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.retention.retention import Retention, make_retention
 from ridgeline.memory.storage.storage import STORAGES
-from ridgeline.models.load import WEIGHTS
+from ridgeline.models.load import check_weights
 from ridgeline.run.bind import BODIES
 from ridgeline.schedule.options import ScheduleOptions
 from ridgeline.schedule.policy import make_policy
@@ -24,7 +24,7 @@ LARGEST = 1 << 40  # no count or size in a step is near this; a slip of the keyb
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, "a known name, a path, or random:<shape>"]
-    weights: Annotated[str, "native (the file's own bits), or f32, bf16, q8_0, q4_1 to convert to"] = "native"
+    weights: Annotated[str, "native (the file's own bits), or a format to convert to, as int4:group=128"] = "native"
     kv: Annotated[str, "how K and V are stored; auto: f32 with f32 weights, else bf16"] = "auto"
     body: Annotated[str, "cpp, or torch (the reference)"] = "cpp"
     isa: Annotated[str | None, "instruction set; None: the best this machine has"] = None
@@ -57,7 +57,6 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if value is not None and not 1 <= value <= LARGEST:
                 raise UserError(f"{name} is {value}; it must be at least 1 (and below 2^40).")
         for name, value, known in (
-            ("weights", self.weights, WEIGHTS),
             ("kv", self.kv, ("auto", *STORAGES)),
             ("body", self.body, BODIES),
             ("isa", self.isa or "plain", ISAS),
@@ -75,6 +74,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parse(self.spec)  # likewise
             if not self.cache:
                 raise UserError("guessing ahead (spec) needs what was computed to be kept: leave cache on.")
+        check_weights(self.weights)
         if not self.model:
             raise UserError("no model was named; give a known name, a path, or random:<shape>.")
         self.schedule().check()

@@ -23,4 +23,4 @@ def pack_blocks(values: Floats) -> Bytes:
     return np.where(is_nan, quiet, rounded).astype(np.uint16).view(np.uint8)
 
 
-FORMAT = BlockFormat("bf16", 1, 2, unpack_blocks, pack_blocks)
+FORMAT = BlockFormat("bf16", 1, 2, unpack_blocks, pack_blocks, native=1)

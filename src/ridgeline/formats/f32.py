@@ -17,4 +17,4 @@ def pack_blocks(values: Floats) -> Bytes:
     return np.ascontiguousarray(values).view(np.uint8)
 
 
-FORMAT = BlockFormat("f32", 1, 4, unpack_blocks, pack_blocks)
+FORMAT = BlockFormat("f32", 1, 4, unpack_blocks, pack_blocks, native=0)

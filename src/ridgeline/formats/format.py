@@ -7,8 +7,9 @@ as the format says: ragged columns, NaN, values whose scale overflows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from ridgeline.kit.registry import Registry
 from ridgeline.ops.protocols import Floats, Format
 
 Bytes = npt.NDArray[np.uint8]
+T = TypeVar("T")
 CHUNK_VALUES = 1 << 20  # values packed or unpacked at a time: temporaries stay in the tens of megabytes
 
 
@@ -26,6 +28,7 @@ class BlockFormat:
     """`group` consecutive values of a row are stored in `block_bytes` bytes.
 
     unpack_blocks: [blocks, block_bytes] u8 -> [blocks, group] f32. pack_blocks: the way back; None: read-only here.
+    native: RlFormat (kernels/cpp/ridgeline.h), -1: no native body.
     """
 
     name: str
@@ -33,6 +36,8 @@ class BlockFormat:
     block_bytes: int
     unpack_blocks: Callable[[Bytes], Floats]
     pack_blocks: Callable[[Floats], Bytes] | None = None
+    native: int = -1
+    by_rows: bool = True
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of [rows, columns]; UserError when the columns do not fill whole groups."""
@@ -70,7 +75,44 @@ class BlockFormat:
         return values
 
 
-FORMATS: Registry[Format] = Registry(
+class FormatTable(Registry[Format]):
+    """The one reader of format names: `int4:group=128,zero=1` is the format int4 with options of its own."""
+
+    def get(self, name: str) -> Format:
+        stem, colon, text = name.partition(":")
+        format = super().get(stem)
+        if not colon:
+            return format
+        configured: Callable[[Mapping[str, str]], Format] | None = getattr(format, "configured", None)
+        if configured is None:
+            raise UserError(f"the weight format {stem} has no options; {name!r} gives some.")
+        options: dict[str, str] = {}
+        for part in text.split(","):
+            option, equals, value = part.partition("=")
+            if not equals or option in options:
+                raise UserError(f"{name!r}: options are written like {stem}:name=value,name=value, each once.")
+            options[option] = value
+        try:
+            return configured(options)
+        except UserError as error:
+            raise UserError(f"{name!r}: {error}") from error
+
+
+def number(text: str, least: int, most: int) -> int:
+    """An option's whole number. UserError outside the range."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not least <= int(text) <= most:
+        raise UserError(f"{text!r} must be a whole number from {least} to {most}.")
+    return int(text)
+
+
+def choice(text: str, known: Mapping[str, T]) -> T:
+    """An option's meaning by its word. UserError names the known ones."""
+    if text not in known:
+        raise UserError(f"{text!r} is none of {', '.join(known)}.")
+    return known[text]
+
+
+FORMATS = FormatTable(
     "weight format",
     __package__,
     {
@@ -83,5 +125,8 @@ FORMATS: Registry[Format] = Registry(
         "q5_0": ".q5_0:FORMAT",
         "q4_k": ".q4_k:FORMAT",
         "q6_k": ".q6_k:FORMAT",
+        "int8": ".int8:FORMAT",
+        "int4": ".int4:FORMAT",
+        "fp8": ".fp8:FORMAT",
     },
 )

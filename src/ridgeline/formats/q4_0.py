@@ -23,4 +23,4 @@ def pack_blocks(values: Floats) -> Bytes:
     return np.concatenate([write_half(scale, "q4_0"), join_nibbles(levels)], axis=1)
 
 
-FORMAT = BlockFormat("q4_0", 32, 18, unpack_blocks, pack_blocks)
+FORMAT = BlockFormat("q4_0", 32, 18, unpack_blocks, pack_blocks, native=4)

@@ -25,4 +25,4 @@ def pack_blocks(values: Floats) -> Bytes:
     return np.concatenate([halves, join_nibbles(levels)], axis=1)
 
 
-FORMAT = BlockFormat("q4_1", 32, 20, unpack_blocks, pack_blocks)
+FORMAT = BlockFormat("q4_1", 32, 20, unpack_blocks, pack_blocks, native=3)

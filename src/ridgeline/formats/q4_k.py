@@ -30,4 +30,4 @@ def unpack_blocks(data: Bytes) -> Floats:
     return (scale * levels.astype(np.float32) - minimum).reshape(-1, 256)
 
 
-FORMAT = BlockFormat("q4_k", 256, 144, unpack_blocks)
+FORMAT = BlockFormat("q4_k", 256, 144, unpack_blocks, native=6)

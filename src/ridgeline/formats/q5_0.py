@@ -26,4 +26,4 @@ def pack_blocks(values: Floats) -> Bytes:
     return np.concatenate([write_half(scale, "q5_0"), high, join_nibbles(levels & 0x0F)], axis=1)
 
 
-FORMAT = BlockFormat("q5_0", 32, 22, unpack_blocks, pack_blocks)
+FORMAT = BlockFormat("q5_0", 32, 22, unpack_blocks, pack_blocks, native=5)

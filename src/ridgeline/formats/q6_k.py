@@ -25,4 +25,4 @@ def unpack_blocks(data: Bytes) -> Floats:
     return values.reshape(-1, 256)
 
 
-FORMAT = BlockFormat("q6_k", 256, 210, unpack_blocks)
+FORMAT = BlockFormat("q6_k", 256, 210, unpack_blocks, native=7)

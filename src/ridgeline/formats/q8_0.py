@@ -25,4 +25,4 @@ def pack_blocks(values: Floats) -> Bytes:
     return np.concatenate([write_half(scale, "q8_0"), levels.astype(np.int8).view(np.uint8)], axis=1)
 
 
-FORMAT = BlockFormat("q8_0", 32, 34, unpack_blocks, pack_blocks)
+FORMAT = BlockFormat("q8_0", 32, 34, unpack_blocks, pack_blocks, native=2)

@@ -34,8 +34,9 @@ from .split import SPLIT, split_spec, split_weights
 from .stacks import stacked
 from .weights import ModelWeights, Shape, assemble, build, gguf_names, hf_names, map_weights
 
-WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0")
-SMALL = frozenset(("q4_1", "q4_0", "q5_0"))  # their logits are made at q8_0
+# Names that every verb takes; int8, int4 and fp8 also with options: int4:group=128,zero=1 (formats/).
+WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
+SMALL = {"q4_1": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0", "int4": "int8"}  # what their logits are made at
 ONE_PLUS = frozenset({"gemma3"})  # families whose Hugging Face files hold gains less 1
 SMALL_ROLES = frozenset({"conv", "decay", "skip"})  # a few numbers a channel or head: never in blocks
 RANDOM = "random:"
@@ -63,7 +64,7 @@ def load(model: str, *, weights: str = "native", seed: int = 0, progress: Progre
     """A model with its numbers. Names of the pull table are fetched when absent (progress: bytes done, in all).
 
     native: memory-mapped views of the file, no copies. Otherwise matrices are converted to the named format, except
-    that the one that makes logits stays at q8_0 under four and five bits (as llama.cpp's Q4_1 files have it); norms
+    that the one that makes logits stays at eight bits under four and five (as llama.cpp's Q4_1 files have it); norms
     and biases are f32. UserError says what is wrong and what to do.
     """
     found = _find(model, weights, progress, fetch=True)
@@ -86,8 +87,7 @@ def record(loaded: LoadedModel, storage: KvStorage, retention: KvRetention | Non
 
 def _find(model: str, weights: str, progress: Progress | None, *, fetch: bool) -> LoadedModel:
     """Where a name leads: mapped weights of a file, or descriptors of a random shape."""
-    if weights not in WEIGHTS:
-        raise UserError(f"unknown weights {weights!r}. Known: {', '.join(WEIGHTS)}.")
+    check_weights(weights)
     if match := SPLIT.fullmatch(model):
         whole, experts = _find(match[2], weights, progress, fetch=fetch), int(match[1])
         spec = split_spec(whole.spec, experts)
@@ -203,11 +203,19 @@ def _path(text: str) -> Path:
         raise UserError(f"{text!r}: {error}.") from error
 
 
+def check_weights(name: str) -> None:
+    """UserError unless `name` is in WEIGHTS, perhaps with options that its format takes."""
+    if name.partition(":")[0] not in WEIGHTS or (name.startswith("native") and name != "native"):
+        raise UserError(f"unknown weights {name!r}. Known: {', '.join(WEIGHTS)}.")
+    if ":" in name:
+        FORMATS.get(name)
+
+
 def _format_for(role: str, weights: str) -> Format:
     """The format of a tensor by its role when a person asks for `weights`."""
     if role.endswith(("norm", "bias", "router")) or role in SMALL_ROLES:  # a router's choice must not hang on rounding
         return FORMATS.get("f32")
-    return FORMATS.get("q8_0" if weights in SMALL and role == "head" else weights)
+    return FORMATS.get(SMALL.get(weights.partition(":")[0], weights) if role == "head" else weights)
 
 
 def _converted(weights: ModelWeights, name: str) -> ModelWeights:

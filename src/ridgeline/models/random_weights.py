@@ -1,7 +1,7 @@
 """Random weights in any writable format: right shapes, right bytes, sane magnitudes, made in seconds.
 
-Packed bytes are drawn directly (random levels under a fixed scale) instead of quantising random numbers. The stream
-depends on the seed and the tensor's place only, so the same model is the same everywhere.
+Packed bytes of most formats are drawn directly (random levels under a fixed scale) instead of quantising random
+numbers. The stream depends on the seed and the tensor's place only, so the same model is the same everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from ridgeline.formats.format import FORMATS, Bytes
 from ridgeline.formats.weight import StoredWeight
-from ridgeline.kit.errors import UserError
 from ridgeline.ops.protocols import Floats
 
 DEVIATION = 0.02  # initializer_range of the published configurations
@@ -26,6 +25,7 @@ LEVELS_Q4 = np.sqrt((16**2 - 1) / 12)  # standard deviation of a uniform nibble
 LEVELS_Q5 = np.sqrt((32**2 - 1) / 12)
 LEVELS_Q8 = np.sqrt((255**2 - 1) / 12)
 CHUNK = 1 << 22
+ELEMENTS = ("f32", "f16", "bf16")
 BLOCKED = ("q8_0", "q4_1", "q4_0", "q5_0")  # blocks of 32
 # Numbers of a recurrent layer from uniform ones in [0, 1), as Mamba2's published initialisation spreads them: decays of
 # -1 to -16, time steps of 0.001 to 0.1 (through the inverse of softplus), skips of 1; taps even around 0.
@@ -41,9 +41,6 @@ MIXER_DRAWS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
 
 def filled(weight: StoredWeight, role: str, seed: int, index: int) -> StoredWeight:
     """The descriptor with numbers, made on demand: gains around 1, the rest around 0 with deviation DEVIATION."""
-    name = weight.format.name
-    if not role.endswith("norm") and name not in ("f32", "f16", "bf16", *BLOCKED):
-        raise UserError(f"random weights in {name} are not made; use f32, bf16, {', '.join(BLOCKED)}.")
     return replace(weight, make=functools.partial(_draw, weight, role, seed, index))
 
 
@@ -57,7 +54,10 @@ def _draw(weight: StoredWeight, role: str, seed: int, index: int) -> Bytes:
         return weight.format.pack(values.astype(np.float32))
     if weight.format.name in BLOCKED:
         return _draw_blocks(weight, generator)
-    return _draw_table(weight, generator)
+    if weight.format.name in ELEMENTS:
+        return _draw_table(weight, generator)
+    values = DEVIATION * generator.standard_normal((weight.rows, weight.columns), np.float32)
+    return weight.format.pack(values.astype(np.float32))
 
 
 @functools.cache

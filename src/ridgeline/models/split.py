@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ridgeline.formats.format import FORMATS, Bytes
+from ridgeline.formats.format import FORMATS, BlockFormat, Bytes
 from ridgeline.formats.weight import StoredWeight
 from ridgeline.kit.errors import UserError
 from ridgeline.ops.route import Routing
@@ -63,6 +63,8 @@ def _split_layer(layer: LayerWeights, experts: int) -> LayerWeights:
 def _cut(down: StoredWeight, experts: int) -> StoredWeight:
     """[width, ffn] -> [experts * width, ffn / experts]: columns of expert e, below those of e - 1."""
     columns = down.columns // experts
+    if not isinstance(down.format, BlockFormat):
+        raise UserError(f"{down.name} is stored in {down.format.name}, whose scales span columns. Take another file.")
     if columns % down.format.group:
         raise UserError(
             f"{down.name} is stored in groups of {down.format.group} ({down.format.name}), which an expert of "

@@ -48,6 +48,11 @@ def _stack(name: str, parts: Mapping[int, StoredWeight], experts: int, source: s
     first = ordered[0]
     if any((w.rows, w.columns, w.format.name) != (first.rows, first.columns, first.format.name) for w in ordered):
         raise UserError(f"{source}: the experts of {name} differ in shape or format. Convert the file again.")
+    if not first.format.by_rows:
+        raise UserError(
+            f"{source}: {name} is in {first.format.name}, whose scales span rows; experts need a format of rows. "
+            "Take another copy of this model."
+        )
     make = functools.partial(_joined, ordered)
     return StoredWeight(name, experts * first.rows, first.columns, first.format, make=make)
 

@@ -19,7 +19,8 @@ CostOf = Callable[[BatchShape, "Line"], Cost]
 class Op:
     """meaning: reference body in PyTorch (imports it inside). cost: see Cost; accepts arrays in the shape.
     error: largest allowed difference of a body from the meaning, relative to the largest |output|,
-    by weight format name ("" for formats not named). determinism: "bitwise", "same-build" or "none" (DESIGN §3.5).
+    by weight format name without options ("" for formats not named). determinism: see DESIGN §3.5:
+    "bitwise", "same-build" or "none".
     """
 
     kind: str
@@ -30,7 +31,7 @@ class Op:
     determinism: str = "bitwise"
 
     def error_for(self, format_name: str) -> float:
-        return self.error.get(format_name, self.error[""])
+        return self.error.get(format_name.partition(":")[0], self.error[""])
 
 
 TOKENS = "tokens"  # one row per token of the flattened batch

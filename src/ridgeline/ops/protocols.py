@@ -15,8 +15,22 @@ Floats = npt.NDArray[np.float32]
 class Format(Protocol):
     """How a matrix [rows, columns] is stored. Implemented in formats/, one file each."""
 
-    name: str
-    group: int  # columns must be a multiple of this
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> int:
+        """Columns must be a multiple of this."""
+        ...
+
+    @property
+    def native(self) -> int:
+        """What native bodies know it by (RlFormat and options), -1: they do not."""
+        ...
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the bytes of a matrix are those of its rows, one after another."""
+        ...
 
     def nbytes(self, rows: int, columns: int) -> int: ...
 

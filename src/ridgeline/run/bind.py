@@ -9,7 +9,7 @@ import importlib.util
 from collections import Counter
 from dataclasses import dataclass
 
-from ridgeline.kernels.packing import NATIVE_FORMATS
+from ridgeline.kernels.packing import has_body
 from ridgeline.kit.errors import UserError
 from ridgeline.ops.op import Line
 from ridgeline.ops.program import Program
@@ -94,8 +94,10 @@ def lacking(line: Line) -> str:
     if line.op.kind not in NATIVE_KINDS:
         return f"no native body for {line.op.kind}"
     for weight in line.weights[: line.attributes.get("parts", 1)]:
-        if line.op.kind not in UNPACKED_KINDS and weight.format.name not in NATIVE_FORMATS:
-            return f"no native body for weights in {weight.format.name}"
+        if line.op.kind not in UNPACKED_KINDS and not has_body(weight.format, weight.columns):
+            return f"no native body for weights of {weight.columns} columns in {weight.format.name}"
+        if line.op.kind == "experts" and not weight.format.by_rows:
+            return f"no native body for experts in {weight.format.name}"
     storage = line.attributes.get("storage")
     if storage is not None and getattr(storage, "native", -1) < 0:
         return f"no native body for KV in {storage.name}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ridgeline.kernels import native
-from ridgeline.kernels.packing import NATIVE_FORMATS, QUANTISED_FORMATS, pack, pack_stack
+from ridgeline.kernels.packing import pack, pack_stack, reads_integers
 from ridgeline.ops.op import LOGITS, Line, Value
 from ridgeline.ops.program import Program
 from ridgeline.ops.protocols import Weight
@@ -49,7 +49,7 @@ def quantised_values(program: Program, bodies: tuple[str, ...]) -> frozenset[int
         for line, body in zip(program, bodies, strict=True)
         if body == "cpp"
         and line.op.kind in ("linear", "head", "experts")
-        and any(w.format.name in QUANTISED_FORMATS for w in line.weights[: line.attributes["parts"]])
+        and any(reads_integers(w.format) for w in line.weights[: line.attributes["parts"]])
     )
 
 
@@ -63,7 +63,7 @@ class PackedWeights:
     def matrix(self, weight: Weight) -> Any:
         if id(weight) not in self._packed:
             self._sources.append(weight)
-            self._packed[id(weight)] = pack(weight.data, weight.format.name, weight.rows, weight.columns)
+            self._packed[id(weight)] = pack(weight.data, weight.format, weight.rows, weight.columns)
         return self._packed[id(weight)]
 
     def stack(self, weight: Weight, count: int) -> Any:
@@ -71,7 +71,7 @@ class PackedWeights:
         if id(weight) not in self._packed:
             self._sources.append(weight)
             shape = (weight.rows, weight.columns)
-            self._packed[id(weight)] = pack_stack(weight.data, weight.format.name, *shape, count)
+            self._packed[id(weight)] = pack_stack(weight.data, weight.format, *shape, count)
         return self._packed[id(weight)]
 
     def vector(self, weight: Weight) -> Any:
@@ -248,9 +248,7 @@ class Emitter:
         for slot, stack in zip(instruction.weight, line.weights, strict=True):
             packed = self.weights.stack(stack, experts)
             slot.data, slot.bytes = packed.data.ctypes.data, packed.nbytes
-            slot.format, slot.rows, slot.columns = (
-                NATIVE_FORMATS[stack.format.name], stack.rows // experts, stack.columns,
-            )  # fmt: skip
+            slot.format, slot.rows, slot.columns = stack.format.native, stack.rows // experts, stack.columns
 
     def _combine(self, instruction: Any, line: Line) -> None:
         self._routing(instruction, line)
@@ -274,4 +272,4 @@ class Emitter:
         data = getattr(packed, "data", packed)
         slot = instruction.weight[part]
         slot.data, slot.bytes = data.ctypes.data, data.nbytes
-        slot.format, slot.rows, slot.columns = NATIVE_FORMATS[weight.format.name], weight.rows, weight.columns
+        slot.format, slot.rows, slot.columns = weight.format.native, weight.rows, weight.columns

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ridgeline.kernels.packing import QUANTISED_FORMATS
+from ridgeline.kernels.packing import reads_integers
 from ridgeline.kit.cost import Cost
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.op import Line
@@ -23,7 +23,7 @@ from .machine import Machine
 def compute_kind(line: Line) -> str:
     """Which arithmetic peak bounds a line: "int8" for integer linears, else "f32"."""
     parts = line.attributes.get("parts", 0)
-    is_integer = any(weight.format.name in QUANTISED_FORMATS for weight in line.weights[:parts])
+    is_integer = any(reads_integers(weight.format) for weight in line.weights[:parts])
     return "int8" if is_integer else "f32"
 
 

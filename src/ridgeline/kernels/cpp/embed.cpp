@@ -50,13 +50,59 @@ void read_q6_k(const RlWeight& weight, const uint8_t* tile, int64_t lane, float 
   }
 }
 
+// What stands behind all tiles.
+RL_INLINE const uint8_t* behind(const RlWeight& weight) {
+  return static_cast<const uint8_t*>(weight.data) +
+         (weight.rows + RL_TILE_ROWS - 1) / RL_TILE_ROWS * tile_bytes(weight.format, weight.columns);
+}
+
+void read_affine(const RlWeight& weight, const uint8_t* tile, int64_t id, float scale, float* out) {
+  const int format = weight.format, kind = kind_of(format);
+  const int64_t columns = weight.columns, group = group_columns(format, columns), groups = group_count(format, columns);
+  const int64_t lane = id % RL_TILE_ROWS, size = scale_bytes(format);
+  const uint8_t* scales = behind(weight) + id / RL_TILE_ROWS * tile_parameter_bytes(format, columns);
+  const uint8_t* zeros = scales + groups * RL_TILE_ROWS * size;
+  for (int64_t k = 0; k < columns; k += RL_GROUP) {
+    const int64_t g = k / group;
+    const uint8_t* at = scales + (g * RL_TILE_ROWS + lane) * size;
+    const uint16_t half = *reinterpret_cast<const uint16_t*>(at);
+    const float d = option_of(format) == SCALE_F16    ? half_to_float(half)
+                    : option_of(format) == SCALE_BF16 ? bf16_to_float(half)
+                                                      : *reinterpret_cast<const float*>(at);
+    int zero = is_four(kind) ? 8 : 128;
+    if (kind == RL_INT8_ZERO) zero = zeros[g * RL_TILE_ROWS + lane];
+    if (kind == RL_INT4_ZERO) zero = zeros[g / 2 * RL_TILE_ROWS + lane] >> (g % 2 * 4) & 15;
+    const uint8_t* q = tile + k * (is_four(kind) ? 8 : 16) + lane * 4;
+    for (int i = 0; i < RL_GROUP; i++) {
+      const float code = is_four(kind) ? nibble(q, i) : q[i / 4 * 64 + i % 4];
+      out[k + i] = d * (code - zero) * scale;
+    }
+  }
+}
+
+void read_float8(const RlWeight& weight, const uint8_t* tile, int64_t id, float scale, float* out) {
+  const float* scales = reinterpret_cast<const float*>(behind(weight));
+  const int64_t across = (weight.columns + RL_EDGE - 1) / RL_EDGE;
+  for (int64_t k = 0; k < weight.columns; k++) {
+    const int64_t at = option_of(weight.format) == UNIT_TENSOR ? 0
+                       : option_of(weight.format) == UNIT_ROW  ? id
+                                                               : id / RL_EDGE * across + k / RL_EDGE;
+    const uint8_t code = tile[k / 4 * 64 + id % RL_TILE_ROWS * 4 + k % 4];
+    const bool is_e4m3 = kind_of(weight.format) == RL_E4M3;
+    const uint32_t word = (code & 128u) << 24 | (code & 127u) << (is_e4m3 ? 20 : 21);
+    float value;
+    memcpy(&value, &word, 4);
+    out[k] = value * (is_e4m3 ? 0x1p120f : 0x1p112f) * scales[at] * scale;
+  }
+}
+
 void read_row(const RlWeight& weight, int64_t id, float scale, float* out) {
   const int64_t columns = weight.columns, lane = id % RL_TILE_ROWS;
   const uint8_t* tile =
       static_cast<const uint8_t*>(weight.data) + id / RL_TILE_ROWS * tile_bytes(weight.format, columns);
   const float* words = reinterpret_cast<const float*>(tile);
   const uint16_t* halves = reinterpret_cast<const uint16_t*>(tile);
-  switch (weight.format) {
+  switch (kind_of(weight.format)) {
     case RL_F32:
       for (int64_t k = 0; k < columns; k++) out[k] = words[k * 16 + lane] * scale;
       return;
@@ -82,6 +128,8 @@ void read_row(const RlWeight& weight, int64_t id, float scale, float* out) {
     case RL_Q5_0: return read_pairs(weight, tile, lane, scale, out);
     case RL_Q4_K: return read_q4_k(weight, tile, lane, scale, out);
     case RL_Q6_K: return read_q6_k(weight, tile, lane, scale, out);
+    case RL_INT8: case RL_INT8_ZERO: case RL_INT4: case RL_INT4_ZERO: return read_affine(weight, tile, id, scale, out);
+    case RL_E4M3: case RL_E5M2: return read_float8(weight, tile, id, scale, out);
   }
 }
 

@@ -67,7 +67,7 @@ void experts(Worker& worker, const Step& step, const RlInstr& in) {
   const Segments segments(step, in);
   const int64_t rows = static_cast<int64_t>(step.batch->tokens) * in.chosen;
   const int64_t hidden = in.weight[0].rows, width = in.width_in / in.chosen;
-  const bool is_integer = in.weight[2].format > RL_BF16;
+  const bool is_integer = columns_in_block(in.weight[2].format) > 1;
   RlInstr first = in;  // gate and up
   first.parts = 2;
   first.in2 = -1;

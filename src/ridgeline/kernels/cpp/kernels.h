@@ -46,10 +46,41 @@ RL_INLINE float* state_of(const Step& step, const RlInstr& in, int64_t sequence)
                                   in.layer * batch.state_layer_stride);
 }
 
+constexpr int kind_of(int format) { return format & 255; }
+constexpr int option_of(int format) { return format >> 8 & 15; }
+constexpr bool is_affine(int kind) { return kind >= RL_INT8 && kind <= RL_INT4_ZERO; }
+constexpr bool has_zero(int kind) { return kind == RL_INT8_ZERO || kind == RL_INT4_ZERO; }
+constexpr bool is_four(int kind) { return kind == RL_INT4 || kind == RL_INT4_ZERO; }
+constexpr bool is_float8(int kind) { return kind == RL_E4M3 || kind == RL_E5M2; }
+enum { SCALE_F16 = 0, SCALE_BF16 = 1, SCALE_F32 = 2 };   // options of affine kinds
+enum { UNIT_TENSOR = 0, UNIT_ROW = 1, UNIT_BLOCK = 2 };  // options of float8 kinds
+#define RL_EDGE 128  // rows and columns of a block
+
+// Affine kinds: columns of a group, groups of a row, bytes of a scale.
+RL_INLINE int64_t group_columns(int format, int64_t columns) {
+  const int64_t group = static_cast<int64_t>(format >> 12) * RL_GROUP;
+  return group == 0 || group > columns ? columns : group;
+}
+RL_INLINE int64_t group_count(int format, int64_t columns) {
+  const int64_t group = group_columns(format, columns);
+  return (columns + group - 1) / group;
+}
+RL_INLINE int64_t scale_bytes(int format) { return option_of(format) == SCALE_F32 ? 4 : 2; }
+// Zeros of 16 rows: a byte each; of four bits two groups share one.
+RL_INLINE int64_t zero_bytes(int format, int64_t groups) {
+  return !has_zero(kind_of(format)) ? 0 : RL_TILE_ROWS * (is_four(kind_of(format)) ? (groups + 1) / 2 : groups);
+}
+// Scales, then zeros, of one tile.
+RL_INLINE int64_t tile_parameter_bytes(int format, int64_t columns) {
+  const int64_t groups = group_count(format, columns);
+  return groups * RL_TILE_ROWS * scale_bytes(format) + zero_bytes(format, groups);
+}
+
 // Columns that a format stores together; 1: any number of columns, read as f32. 0: unknown format.
 RL_INLINE int columns_in_block(int format) {
-  switch (format) {
-    case RL_F32: case RL_BF16: return 1;
+  switch (kind_of(format)) {
+    case RL_F32: case RL_BF16: case RL_E4M3: case RL_E5M2: return 1;
+    case RL_INT8: case RL_INT8_ZERO: case RL_INT4: case RL_INT4_ZERO:
     case RL_Q8_0: case RL_Q4_1: case RL_Q4_0: case RL_Q5_0: return RL_GROUP;
     case RL_Q4_K: case RL_Q6_K: return RL_SUPER;
   }
@@ -58,7 +89,10 @@ RL_INLINE int columns_in_block(int format) {
 
 // Bytes of one such block in a file.
 RL_INLINE int block_bytes(int format) {
-  switch (format) {
+  switch (kind_of(format)) {
+    case RL_E4M3: case RL_E5M2: return 1;
+    case RL_INT8: case RL_INT8_ZERO: return 32;
+    case RL_INT4: case RL_INT4_ZERO: return 16;
     case RL_F32: return 4;
     case RL_BF16: return 2;
     case RL_Q8_0: return 34;
@@ -71,11 +105,24 @@ RL_INLINE int block_bytes(int format) {
   return 0;
 }
 
-// Bytes of one packed tile of RL_TILE_ROWS rows (pack.cpp): as long as the file's rows; -1: not a shape of this format.
+// Bytes of one packed tile of RL_TILE_ROWS rows (pack.cpp): as long as the file's rows, but for what stands behind all
+// tiles (below); -1: not a shape of this format.
 RL_INLINE int64_t tile_bytes(int format, int64_t columns) {
-  const int block = columns_in_block(format);
-  if (block == 0 || columns % block) return -1;
-  return (format == RL_BF16 ? round_up(columns, 2) : columns) / block * block_bytes(format) * RL_TILE_ROWS;
+  const int block = columns_in_block(format), kind = kind_of(format);
+  if (format < 0 || block == 0 || columns % block) return -1;
+  if (format > 255 && !is_affine(kind) && !(is_float8(kind) && format < 4096)) return -1;
+  if (option_of(format) > 2) return -1;
+  const int pad = kind == RL_BF16 ? 2 : is_float8(kind) ? 4 : 1;
+  return round_up(columns, pad) / block * block_bytes(format) * RL_TILE_ROWS;
+}
+// Behind all tiles: parameters of affine kinds, tile by tile, or the f32 scales of float8 kinds.
+RL_INLINE int64_t parameter_bytes(int format, int64_t rows, int64_t columns) {
+  const int64_t tiles = (rows + RL_TILE_ROWS - 1) / RL_TILE_ROWS;
+  if (is_affine(kind_of(format))) return tiles * tile_parameter_bytes(format, columns);
+  if (!is_float8(kind_of(format))) return 0;
+  if (option_of(format) == UNIT_TENSOR) return 4;
+  if (option_of(format) == UNIT_ROW) return tiles * RL_TILE_ROWS * 4;
+  return 4 * ((rows + RL_EDGE - 1) / RL_EDGE) * ((columns + RL_EDGE - 1) / RL_EDGE);
 }
 
 // Tiles of formats with one f16 scale a block keep their blocks in pairs: two rows of 16 scales, then the two bodies, so that

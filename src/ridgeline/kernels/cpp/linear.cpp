@@ -1,10 +1,12 @@
 // linear: out[:, part] = in . weight[part]^T + bias + residual, on the stored bits.
 // Idea: a block of R rows (tokens) x T units (LANES weight rows each) keeps its sums in registers while the packed tile
 // streams by once. Promise 1: for one output the sequence of operations over k is the same in every R x T variant
+//   e4m3, e5m2: two sums for each scale, then sum = fma(scale, even + odd, sum)
 //   f32, bf16:  two sums (even k, odd k), added at the end
 //   q8_0, q4_1: per group of 32 an exact integer dot of each plane (high, low), each then sum = fma(d_w * d_a, dot, sum);
 //               q4_1 adds fma(m_w, sum of both planes' d_a * sum q, .); likewise q4_0, q5_0 (whose dot is of the signed
-//               weights) and q4_k (d_w = d * scale, m_w = -dmin * minimum); q6_k has a dot and a d_w for each sixteen
+//               weights) and q4_k (d_w = d * scale, m_w = -dmin * minimum); q6_k has a dot and a d_w for each sixteen;
+//               int8, int4 (with zeros) are q8_0 and q4_0 (q4_1, m_w = -d_w * zero) under scales that last longer
 // so neither the number of rows, nor threads, nor tiles beside it can change a bit.
 // A block of few rows streams one tile and prefetches it (the weights come from memory once: one stream at a time beats
 // two, KERNELS.md §2); integer blocks take up to PANEL rows of one unit, float ones up to HOT_ROWS of two.
@@ -328,12 +330,129 @@ RL_INLINE void dot_groups(const Reads& from, const uint8_t* const (&tile)[T], co
   }
 }
 
-// ---- blocks
+// ---- affine and float8 kinds: their parameters stand behind all tiles
 
 struct Part {
   const RlWeight* weight;
   int64_t tile_bytes, tiles, column;  // column: where this part starts in the output row
 };
+
+RL_INLINE F load_scale(int format, const uint8_t* at) {
+  if (option_of(format) == SCALE_F32) return load(reinterpret_cast<const float*>(at));
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(at);
+  return option_of(format) == SCALE_F16 ? load_half(halves) : load_bf16(halves);
+}
+
+// sum of scale * (code - zero) * x: per 32 columns as in add_group, the zero as q4_1's minimum.
+template <int KIND, int R, int T, bool FETCH>
+RL_INLINE void dot_affine(const Reads& from, const Part& part, int64_t unit, const uint8_t* const (&tile)[T],
+                          const int (&lane)[T], F (&out)[R][T]) {
+  constexpr int V = PLANES * R, BODY = is_four(KIND) ? 256 : 512;
+  const int format = part.weight->format;
+  const int64_t group = group_columns(format, from.columns), groups = group_count(format, from.columns);
+  const int64_t row_bytes = RL_TILE_ROWS * scale_bytes(format), own = tile_parameter_bytes(format, from.columns);
+  const uint8_t *scales[T], *zeros[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; t++) {
+    const int64_t index = (unit + t) * LANES / RL_TILE_ROWS;
+    scales[t] = static_cast<const uint8_t*>(part.weight->data) + part.tiles * part.tile_bytes + index * own;
+    zeros[t] = scales[t] + groups * row_bytes + lane[t];
+    scales[t] += lane[t] * scale_bytes(format);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) out[r][t] = splat(0.0f);
+  const uint8_t* q = from.panel;
+  for (int64_t g = 0, k = 0; g < groups; g++) {
+    F scale[T], least[T];
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      scale[t] = load_scale(format, scales[t] + g * row_bytes);
+      if constexpr (has_zero(KIND)) {
+        I zero = is_four(KIND) ? load_bytes(zeros[t] + (g >> 1) * RL_TILE_ROWS) >> (4 * (g & 1)) & splat_int(15)
+                               : load_bytes(zeros[t] + g * RL_TILE_ROWS) - splat_int(128);
+        least[t] = -(scale[t] * to_float(zero));
+      }
+    }
+    const int64_t end = k + group < from.columns ? k + group : from.columns;
+    for (; k < end; k += RL_GROUP, q += R * PANEL_GROUP) {
+      const uint8_t* w[T];
+      F dot[V][T];
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++) w[t] = tile[t] + k / RL_GROUP * BODY + lane[t] * 4;
+#pragma GCC unroll 8
+      for (int line = 0; line < BODY; line += 64) fetch<FETCH>(w[0] + line);
+      if constexpr (is_four(KIND)) {
+        constexpr int LIKE = has_zero(KIND) ? RL_Q4_1 : RL_Q4_0;
+        int32_t start[16];
+        if constexpr (!has_zero(KIND)) offsets<LIKE, V>(q, start);
+        dot_quads<LIKE, V, T, 0, 8>(w, w, q, start, dot);
+      } else {
+        group_q8<V, T>(w, q, dot);
+      }
+      accumulate<R, T>(scale, q, dot, out);
+      if constexpr (has_zero(KIND)) accumulate_least<R, T>(least, q, out);
+    }
+  }
+}
+
+// Column j of four as a float. Without subnormal arithmetic, which is slow: those of the eight bits are a difference of two
+// normal numbers. Infinity and NaN are refused where weights are loaded.
+template <int KIND>
+RL_INLINE F float8(I words, int j) {
+  constexpr int SHIFT = KIND == RL_E4M3 ? 20 : 21, BIAS = (KIND == RL_E4M3 ? 120 : 112) << 23;
+  const I code = words >> (8 * j), size = (code & 127) << SHIFT, sign = code << 24 & static_cast<int>(0x80000000u);
+  const F normal = bits(size + BIAS), small = bits(size + (BIAS + (1 << 23))) - bits(splat_int(BIAS + (1 << 23)));
+  const I is_small = size < splat_int(1 << 23);
+  return bits(((I)small & is_small) | ((I)normal & ~is_small) | sign);
+}
+
+// Two sums (even k, odd k) for each stretch of columns under one scale.
+template <int KIND, int R, int T, bool FETCH>
+RL_INLINE void dot_float8(const Reads& from, const Part& part, int64_t unit, const uint8_t* const (&tile)[T],
+                          const int (&lane)[T], F (&out)[R][T]) {
+  const int by = option_of(part.weight->format);
+  const uint8_t* behind = static_cast<const uint8_t*>(part.weight->data) + part.tiles * part.tile_bytes;
+  const float* scales = reinterpret_cast<const float*>(behind);
+  const int64_t across = (from.columns + RL_EDGE - 1) / RL_EDGE, stretch = by == UNIT_BLOCK ? RL_EDGE : from.columns;
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) out[r][t] = splat(0.0f);
+  for (int64_t begin = 0; begin < from.columns; begin += stretch) {
+    const int64_t end = begin + stretch < from.columns ? begin + stretch : from.columns;
+    F even[R][T] = {}, odd[R][T] = {};
+    for (int64_t k = begin; k < end; k += 4) {
+      const int count = end - k < 4 ? static_cast<int>(end - k) : 4;
+      fetch<FETCH>(tile[0] + k * 16);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        if (j == count) break;
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) {
+          F weight = float8<KIND>(load_int(tile[t] + k * 16 + lane[t] * 4), j);
+#pragma GCC unroll 12
+          for (int r = 0; r < R; r++) {
+            F& sum = j % 2 ? odd[r][t] : even[r][t];
+            sum = fma(splat(from.x[r * from.stride + k + j]), weight, sum);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      const int64_t row = (unit + t) * LANES;
+      F scale = by == UNIT_ROW      ? load(scales + row)
+                : by == UNIT_TENSOR ? splat(scales[0])
+                                    : splat(row < part.weight->rows ? scales[row / RL_EDGE * across + begin / RL_EDGE] : 0);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) out[r][t] = fma(scale, even[r][t] + odd[r][t], out[r][t]);
+    }
+  }
+}
+
+// ---- blocks
 
 struct Writes {
   float* out;
@@ -356,6 +475,10 @@ void block(const Reads& from, const Part& part, int64_t unit, const Writes& to) 
     dot_f32<R, T, FETCH>(from, tile, lane, result);
   else if constexpr (FORMAT == RL_BF16)
     dot_bf16<R, T, FETCH>(from, tile, lane, result);
+  else if constexpr (is_affine(FORMAT))
+    dot_affine<FORMAT, R, T, FETCH>(from, part, unit, tile, lane, result);
+  else if constexpr (is_float8(FORMAT))
+    dot_float8<FORMAT, R, T, FETCH>(from, part, unit, tile, lane, result);
   else
     dot_groups<FORMAT, R, T, FETCH>(from, tile, lane, result);
 #pragma GCC unroll 12
@@ -392,7 +515,10 @@ struct Blocks {
     units[R - 1] = ridgeline::RL_ISA::units<R>();
     at[RL_F32][R - 1] = block<RL_F32, R, ridgeline::RL_ISA::units<R>(), true>;
     at[RL_BF16][R - 1] = block<RL_BF16, R, ridgeline::RL_ISA::units<R>(), true>;
+    at[RL_E4M3][R - 1] = block<RL_E4M3, R, ridgeline::RL_ISA::units<R>(), true>;
+    at[RL_E5M2][R - 1] = block<RL_E5M2, R, ridgeline::RL_ISA::units<R>(), true>;
     fill_integer<R, RL_Q8_0, RL_Q4_1, RL_Q4_0, RL_Q5_0, RL_Q4_K, RL_Q6_K>();
+    fill_integer<R, RL_INT8, RL_INT8_ZERO, RL_INT4, RL_INT4_ZERO>();
     if constexpr (R < PANEL) fill<R + 1>();
   }
   template <int R, int... FORMATS>
@@ -428,7 +554,7 @@ void run_rows(const Linear& job, const Part& part, int64_t unit, int64_t unit_co
     const Reads from = job.reads(row);
     const Writes to = job.writes(row);
     for (int64_t u = unit; u < unit + unit_count; u += BLOCKS.units[count - 1])
-      BLOCKS.at[part.weight->format][count - 1](from, part, u, to);
+      BLOCKS.at[kind_of(part.weight->format)][count - 1](from, part, u, to);
   }
 }
 

@@ -10,8 +10,13 @@
 //                                                                    2304 B = 16 x 144
 //   Q6_K  pairs of 256, body: 4 x 64 B: lane i = 4 int8 scales of row i; per group nibbles, then 2 x 64 B: bits 8 b + 2 j of
 //         lane i = bits 4 and 5 of element 4 j + b (+ 16 in the second) of row i                  3360 B = 16 x 210
+//   INT8, INT4 (ZERO)  per 32 columns 8 x 64 B like Q8_0 (with zeros: the codes as they are), or nibbles; behind all tiles,
+//         tile by tile: scales [groups][16], then zeros [groups][16], of four bits two groups a byte
+//   E4M3, E5M2  [columns / 4][16 rows][4], padded with 0; behind all tiles: the f32 scales (of rows padded to 16)
 // nibbles of a group of 32: 4 x 64 B: low nibbles of lane i = 4 consecutive k of row i, high nibbles = the next 4.
-// Rows are padded to 16 with zero scales. File order: F32, BF16 row-major; the others as GGUF blocks along each row.
+// Rows are padded to 16 with zero scales. File order: F32, BF16 row-major; q formats as GGUF
+// blocks along each row; INT formats and E formats with a scale a row: each row its codes (two of four bits a byte),
+// scales, zeros; other E formats: all codes, then the scales.
 #include <string.h>
 
 #include "kernels.h"
@@ -144,10 +149,70 @@ void move_block(int format, uint8_t* file, uint8_t* tile, int64_t index, int64_t
   }
 }
 
+// 32 columns of one row: bytes, or nibbles whose even columns are low.
+void move_codes(int kind, uint8_t* file, uint8_t* at, bool packing) {
+  if (!is_four(kind)) {
+    for (int j = 0; j < 8; j++) move(file + 4 * j, at + 64 * j, packing, kind == RL_INT8 ? 0x80808080u : 0);
+    return;
+  }
+  for (int i = 0; i < 4; i++) {  // file: columns 0 .. 7 in nibbles 0 .. 7; tile: nibble 2 b is column b, 2 b + 1 is 4 + b
+    const uint32_t x = word(packing ? file + 4 * i : at + 64 * i);
+    uint32_t y = 0;
+    for (int n = 0; n < 8; n++) {
+      const int inside = n < 4 ? 2 * n : 2 * (n - 4) + 1;
+      y |= packing ? (x >> 4 * n & 15) << 4 * inside : (x >> 4 * inside & 15) << 4 * n;
+    }
+    memcpy(packing ? at + 64 * i : file + 4 * i, &y, 4);
+  }
+}
+
+void move_bytes(uint8_t* file, uint8_t* at, int64_t bytes, bool packing) {
+  memcpy(packing ? at : file, packing ? file : at, bytes);
+}
+
+void convert_affine(int32_t format, uint8_t* file, int64_t rows, int64_t columns, uint8_t* packed, bool packing) {
+  const int kind = kind_of(format), block = block_bytes(format);
+  const int64_t tile = tile_bytes(format, columns), parameters = tile_parameter_bytes(format, columns);
+  const int64_t groups = group_count(format, columns), size = scale_bytes(format);
+  const int64_t zeros = zero_bytes(format, groups) / RL_TILE_ROWS, blocks = columns / RL_GROUP;
+  const int64_t row_bytes = blocks * block + groups * size + zeros;
+  uint8_t* behind = packed + (rows + RL_TILE_ROWS - 1) / RL_TILE_ROWS * tile;
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t t = row / RL_TILE_ROWS, lane = row % RL_TILE_ROWS;
+    uint8_t *at = packed + t * tile + lane * 4, *from = file + row * row_bytes;
+    for (int64_t b = 0; b < blocks; b++)
+      move_codes(kind, from + b * block, at + b * block * RL_TILE_ROWS, packing);
+    uint8_t* own = behind + t * parameters;
+    for (int64_t g = 0; g < groups; g++)
+      move_bytes(from + blocks * block + g * size, own + (g * RL_TILE_ROWS + lane) * size, size, packing);
+    own += groups * RL_TILE_ROWS * size;
+    for (int64_t z = 0; z < zeros; z++)
+      move_bytes(from + blocks * block + groups * size + z, own + z * RL_TILE_ROWS + lane, 1, packing);
+  }
+}
+
+void convert_float8(int32_t format, uint8_t* file, int64_t rows, int64_t columns, uint8_t* packed, bool packing) {
+  const int64_t tile = tile_bytes(format, columns), row_bytes = columns + (option_of(format) == UNIT_ROW ? 4 : 0);
+  uint8_t* behind = packed + (rows + RL_TILE_ROWS - 1) / RL_TILE_ROWS * tile;
+  for (int64_t row = 0; row < rows; row++) {
+    uint8_t *from = file + row * row_bytes, *at = packed + row / RL_TILE_ROWS * tile + row % RL_TILE_ROWS * 4;
+    for (int64_t k = 0; k < columns; k += 4)
+      move_bytes(from + k, at + k * RL_TILE_ROWS, columns - k < 4 ? columns - k : 4, packing);
+    if (option_of(format) == UNIT_ROW) move_bytes(from + columns, behind + row * 4, 4, packing);
+  }
+  if (option_of(format) != UNIT_ROW)
+    move_bytes(file + rows * columns, behind, parameter_bytes(format, rows, columns), packing);
+}
+
 int32_t convert(int32_t format, uint8_t* file, int32_t rows, int32_t columns, uint8_t* packed, bool packing) {
   const int64_t bytes = rows > 0 && columns > 0 ? tile_bytes(format, columns) : -1;
   if (bytes < 0 || !file || !packed) return -1;
   const int64_t blocks = columns / columns_in_block(format), block = block_bytes(format);
+  if (is_affine(kind_of(format)) || is_float8(kind_of(format))) {
+    if (packing) memset(packed, 0, rl_packed_bytes(format, rows, columns));
+    (is_affine(kind_of(format)) ? convert_affine : convert_float8)(format, file, rows, columns, packed, packing);
+    return 0;
+  }
   for (int64_t row = 0; row < rows; row += RL_TILE_ROWS) {
     uint8_t* tile = packed + row / RL_TILE_ROWS * bytes;
     const int count = rows - row < RL_TILE_ROWS ? static_cast<int>(rows - row) : RL_TILE_ROWS;
@@ -173,7 +238,8 @@ using namespace ridgeline;
 int64_t rl_packed_bytes(int32_t format, int32_t rows, int32_t columns) {
   if (rows <= 0 || columns <= 0) return -1;
   const int64_t bytes = tile_bytes(format, columns);
-  return bytes < 0 ? -1 : round_up(rows, RL_TILE_ROWS) / RL_TILE_ROWS * bytes;
+  if (bytes < 0) return -1;
+  return round_up(rows, RL_TILE_ROWS) / RL_TILE_ROWS * bytes + parameter_bytes(format, rows, columns);
 }
 
 int32_t rl_pack(int32_t format, const void* source, int32_t rows, int32_t columns, void* packed) {

@@ -59,7 +59,7 @@ enum Fault {
 bool integer(const RlWeight& weight) { return columns_in_block(weight.format) > 1; }
 
 Fault check_weight(const RlWeight& weight, int columns) {
-  if (weight.format < RL_F32 || weight.format >= RL_FORMAT_END) return BAD_FORMAT;
+  if (weight.format < 0 || kind_of(weight.format) >= RL_FORMAT_END) return BAD_FORMAT;
   if (!weight.data || reinterpret_cast<uintptr_t>(weight.data) % 64) return BAD_WEIGHT;
   if (weight.columns != columns || weight.bytes != rl_packed_bytes(weight.format, weight.rows, columns)) return BAD_WEIGHT;
   return Fault(0);

@@ -48,6 +48,7 @@ RL_INLINE I load_int4(const uint8_t* p) {  // LANES of them, the low half of a b
   __m128i high = _mm_and_si128(_mm_srli_epi16(both, 4), mask);
   return (I)_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(_mm_and_si128(both, mask), high));
 }
+RL_INLINE I load_bytes(const uint8_t* p) { return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 RL_INLINE F load_bf16(const uint16_t* p) {
   return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 }
@@ -113,6 +114,7 @@ RL_INLINE I load_int4(const uint8_t* p) {
   __m128i high = _mm_and_si128(_mm_srli_epi16(both, 4), mask);
   return (I)_mm256_cvtepu8_epi32(_mm_unpacklo_epi8(_mm_and_si128(both, mask), high));
 }
+RL_INLINE I load_bytes(const uint8_t* p) { return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 RL_INLINE F load_bf16(const uint16_t* p) {
   return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 }
@@ -164,6 +166,7 @@ RL_INLINE void store_int8(int8_t* p, I x) {
 }
 RL_INLINE I load_int8(const int8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
 RL_INLINE I load_int4(const uint8_t* p) { return I{p[0] & 15, p[0] >> 4, p[1] & 15, p[1] >> 4}; }
+RL_INLINE I load_bytes(const uint8_t* p) { return I{p[0], p[1], p[2], p[3]}; }
 RL_INLINE F load_bf16(const uint16_t* p) { return (F)(I{p[0], p[1], p[2], p[3]} << 16); }
 RL_INLINE F keep_range(F x, I number, int low, int high, F other) {
   return (number >= splat_int(low)) & (number <= splat_int(high)) ? x : other;
