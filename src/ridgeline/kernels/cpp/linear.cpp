@@ -641,7 +641,8 @@ void linear(Worker& worker, const Step& step, const RlInstr& in) {
 // quantised input begin at rows.begin.
 void linear_block(const Step& step, const RlInstr& in, const RlWeight& weight, int64_t column, Range tiles, Range rows) {
   const Linear job{step, in, {}, 0, 0, 0};
-  const Part part{&weight, tile_bytes(weight.format, weight.columns), tiles.end, column};
+  const int64_t count = (weight.rows + RL_TILE_ROWS - 1) / RL_TILE_ROWS;
+  const Part part{&weight, tile_bytes(weight.format, weight.columns), count, column};
   run(job, part, tiles.begin, tiles.end, {rows.begin, rows.end});
 }
 
