@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 6
+#define RL_ABI_VERSION 7
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
