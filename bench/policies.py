@@ -77,7 +77,7 @@ def drive(
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "config.json")
         path.write_text(json.dumps(SHAPE))
-        config = EngineConfig(f"random:{path}", policy=policy, **settings)  # type: ignore[arg-type]
+        config = EngineConfig(f"random:{path}", policy=policy, prefix=False, **settings)  # type: ignore[arg-type]
         engine = rehearse(config, ROUND, clock)
     seen = [Seen(ask) for ask in asks]
     order = sorted(range(len(asks)), key=lambda index: asks[index].arrival_s)

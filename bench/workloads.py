@@ -1,8 +1,9 @@
 """The measured workloads, as files that every engine reads: JSON lines of token ids, output length and arrival.
 
 W1: one request, 128 in, 128 out.   W3: 64 requests at time 0, lognormal lengths (input: mean 200, sigma 0.8, 16 to
-1024; output: mean 100, sigma 0.7, 8 to 256).   Token ids are uniform in 1000..30000 and salted by repetition, so that
-no prefix cache helps from one repetition to the next.   python bench/workloads.py W3 --repetition 0 > w3.jsonl
+1024; output: mean 100, sigma 0.7, 8 to 256).   W4: 64 requests at time 0, 512 shared and 32 own tokens in, 32 out.
+Token ids are uniform in 1000..30000 and salted by repetition, so that no prefix cache helps from one repetition to the
+next.   python bench/workloads.py W3 --repetition 0 > w3.jsonl
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 FIRST_ID, LAST_ID = 1000, 30000
 SEED = 0
+SHARED_TOKENS, OWN_TOKENS = 512, 32  # of W4
 
 
 class Lengths(NamedTuple):
@@ -41,13 +43,19 @@ def lengths(name: str, requests: int | None = None) -> list[tuple[int, int]]:
     if name == "W3":
         random_numbers = random.Random(SEED)
         return [(INPUT.draw(random_numbers), OUTPUT.draw(random_numbers)) for _ in range(requests or 64)]
-    raise SystemExit(f"unknown workload {name!r}. Known: W1, W3.")
+    if name == "W4":
+        return [(SHARED_TOKENS + OWN_TOKENS, 32)] * (requests or 64)
+    raise SystemExit(f"unknown workload {name!r}. Known: W1, W3, W4.")
 
 
 def workload(name: str, repetition: int, requests: int | None = None) -> list[dict[str, object]]:
     salted = random.Random(f"{name} {SEED} {repetition}")
+    shared = [salted.randint(FIRST_ID, LAST_ID) for _ in range(SHARED_TOKENS if name == "W4" else 0)]
     return [
-        {"prompt_ids": [salted.randint(FIRST_ID, LAST_ID) for _ in range(tokens_in)], "output_tokens": tokens_out}
+        {
+            "prompt_ids": shared + [salted.randint(FIRST_ID, LAST_ID) for _ in range(tokens_in - len(shared))],
+            "output_tokens": tokens_out,
+        }
         for tokens_in, tokens_out in lengths(name, requests)
     ]
 
@@ -59,7 +67,7 @@ def write(path: Path, name: str, repetition: int, requests: int | None = None) -
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["W1", "W3"])
+    parser.add_argument("name", choices=["W1", "W3", "W4"])
     parser.add_argument("--repetition", type=int, default=0)
     arguments = parser.parse_args()
     for line in workload(arguments.name, arguments.repetition):

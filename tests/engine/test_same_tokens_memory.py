@@ -206,6 +206,9 @@ def test_what_comes_back_from_a_tier_changes_no_token(
 
 
 class Always:
+    def least_tokens(self, tier: str) -> int:
+        return 16
+
     def pays(self, tokens: int, tier: str) -> bool:
         return True
 

@@ -27,6 +27,9 @@ class Always:
     def __init__(self, least: int = 1) -> None:
         self.least = least
 
+    def least_tokens(self, tier: str) -> int:
+        return self.least
+
     def pays(self, tokens: int, tier: str) -> bool:
         return tokens >= self.least
 

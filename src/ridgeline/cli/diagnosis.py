@@ -102,9 +102,17 @@ def _print_bodies(screen: Screen, model: str | None, weights: str, kv: str, body
         return table
     config = EngineConfig(model, weights=weights, kv=kv, body=body)
     config.check()
-    bound = bind(record(describe(model, weights=weights), STORAGES.get(config.storage)), body=body)
+    program = record(describe(model, weights=weights), STORAGES.get(config.storage), config.retention)
+    bound = bind(program, body=body)
     table = [(part, used, str(lines), why) for part, used, lines, why in bound.table()]
     screen.table(("operator", "body", "lines", "why not native"), table)
+    for group in program.kv_groups:
+        screen.say(f"{len(group.layers)} layers keep {group.reach} of each sequence in {group.storage.name}")
+    if program.reaches and all(group.reach.is_everything for group in program.kv_groups):
+        narrow = ", ".join(str(reach) for reach in program.reaches)
+        screen.say(
+            f"some layers read only {narrow}, but keep all, so that beginnings can be shared (not so with --no-prefix)"
+        )
     screen.say("a step is one native call" if bound.is_native else "a step leaves native code for its reference lines")
     return table
 

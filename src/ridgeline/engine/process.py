@@ -106,6 +106,8 @@ def _account(engine: Engine, reset: bool) -> object:
     if table is None or forget is None:
         return {}
     account: object = table()
+    if isinstance(account, msgspec.Struct) and hasattr(account, "memory"):
+        account = msgspec.structs.replace(account, memory=engine.scheduler.memory.report())
     if reset:
         forget()
     return account

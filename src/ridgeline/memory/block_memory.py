@@ -214,7 +214,9 @@ class BlockMemory:
         tiers = self.sharing.tiers if self.sharing is not None else None
         if tiers is None:
             return {}
-        return {"saved": tiers.saved, "loaded": tiers.loaded, **{f"in {tier}": tiers.count(tier) for tier in TIERS}}
+        even = {tier: tiers.break_even.least_tokens(tier) for tier in TIERS if tiers.room[tier]}
+        held = {f"in {tier}": tiers.count(tier) for tier in TIERS}
+        return {"saved": tiers.saved, "loaded": tiers.loaded, **held, "break even": even}
 
     def check(self) -> None:
         for group, pool in enumerate(self.pools):

@@ -79,6 +79,9 @@ class RecurrentMemory:
         told, self._transfers = tuple(self._transfers), []
         return told
 
+    def report(self) -> dict[str, object]:
+        return {"slots held": self.pool.held_blocks}
+
     def check(self) -> None:
         self.pool.check()
         held = [*self._slots.values(), *self._snapshots]

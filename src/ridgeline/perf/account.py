@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -65,6 +66,7 @@ class StepTable(msgspec.Struct, frozen=True):
     tokens_cached: int = 0
     transfer_ns: int = 0
     experts: bytes = b""
+    memory: dict[str, Any] = {}  # what the memory reports, since the engine's start
 
     def expert_counts(self) -> npt.NDArray[np.float64] | None:
         """[steps]; None unless every step counted them."""

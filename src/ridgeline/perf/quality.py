@@ -1,13 +1,15 @@
 """Quality of a model's numbers on a text: perplexity, and KL divergence from a parent (the same tokens, both in full).
 
-Runs bound Programs directly, window by window: no scheduler is in the way, and both rows of logits are whole. Windows
-are independent; the first token of each has nothing before it and is not scored.
+Runs an engine's own runner and memory window by window: what a storage rounds and a retention drops is missing here as
+it is in service; no scheduler is in the way, and all logits of a row are seen. Windows are independent; the first token
+of each has nothing before it and is not scored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -19,10 +21,10 @@ from ridgeline.engine.build import build
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.engine import Engine
 from ridgeline.kit.errors import InvariantError, UserError
-from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.run.runner import Runner
 from ridgeline.state.plan import Entry, LogitRow, StepPlan
-from ridgeline.state.request import Sampling
+from ridgeline.state.request import Request, Sampling
+from ridgeline.state.sequence import Sequence
 
 WINDOW = 512
 ROWS = 128  # scored in one step: their logits are held in memory, for two models at a time
@@ -54,15 +56,16 @@ def named_text(name: str) -> str:
         raise UserError(f"cannot read the text {name!r}: {error}. Give a UTF-8 file, or the name pydoc.") from error
 
 
-def windows_of(ids: Sequence[int], tokens: int, bos: int | None = None) -> list[tuple[int, ...]]:
-    """Whole windows that hold at least `tokens` scored tokens, each begun by `bos` if given. UserError: too short."""
-    fresh = WINDOW if bos is None else WINDOW - 1
-    scored = WINDOW - 1
+def windows_of(ids: Many[int], tokens: int, bos: int | None = None, length: int = WINDOW) -> list[tuple[int, ...]]:
+    """Whole windows of `length` tokens that hold `tokens` scored ones or more, each begun by `bos` if given. UserError:
+    too short."""
+    fresh = length if bos is None else length - 1
+    scored = length - 1
     wanted = -(-tokens // scored)
     have = len(ids) // fresh
     if have < wanted:
         raise UserError(
-            f"the text has {len(ids)} tokens, {have} windows of {WINDOW}; {tokens} scored tokens need {wanted}. "
+            f"the text has {len(ids)} tokens, {have} windows of {length}; {tokens} scored tokens need {wanted}. "
             f"Give a longer text, or --tokens {have * scored}."
         )
     head = () if bos is None else (bos,)
@@ -70,42 +73,60 @@ def windows_of(ids: Sequence[int], tokens: int, bos: int | None = None) -> list[
 
 
 class Scorer:
-    """One model, run window by window."""
+    """One model, run window by window of at most `length` tokens. held_blocks: of its pools, at the end of the last."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        blocks = -(-WINDOW // BLOCK_TOKENS)
+    def __init__(self, config: EngineConfig, length: int = WINDOW) -> None:
         config = msgspec.structs.replace(
-            config, context=WINDOW, max_sequences=1, step_tokens=ROWS, step_logit_rows=ROWS
+            config, context=length, max_sequences=1, step_tokens=ROWS, step_logit_rows=ROWS, prefix=False
         )
         self.engine: Engine = build(config)
         if not isinstance(self.engine.runner, Runner):
             raise InvariantError("quality needs the real runner: nothing else has logits")
         self._runner = self.engine.runner
-        self._blocks = np.arange(blocks, dtype=np.int32)
+        self.held_blocks: tuple[int, ...] = ()
+        self._memory = self.engine.scheduler.memory
+        self._count = 0
 
     @property
     def vocabulary(self) -> int:
         return self.engine.facts.vocabulary
 
-    def logits(self, window: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
+    def logits(self, window: Many[int]) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
         """(targets [rows], logits [rows, vocabulary]) of successive pieces of a window."""
-        for start in range(0, len(window), ROWS):
-            tokens = tuple(window[start : start + ROWS])
-            targets = np.asarray(window[start + 1 : start + 1 + len(tokens)], np.int64)
+        memory, self._count = self._memory, self._count + 1
+        sequence = Sequence(self._count, Request(str(self._count), tuple(window), 0), 0.0, list(window))
+        start = memory.admit(sequence) or 0
+        pieces: list[tuple[npt.NDArray[np.int64], Floats]] = []
+        while start < len(window):
+            count = memory.longest(start, min(ROWS - start % ROWS, len(window) - start))
+            if not memory.reserve(sequence, start, count):
+                raise InvariantError("a window does not fit into a pool made for it")
+            targets = np.asarray(window[start + 1 : start + 1 + count], np.int64)
             rows = tuple(
                 LogitRow(offset, start + offset + 1, Sampling(), target=int(target))
                 for offset, target in enumerate(targets)
             )
-            plan = StepPlan((Entry(0, start, tokens, (self._blocks,), rows),))
-            self._runner.collect(self._runner.submit(plan))
-            yield targets, self._runner.last_logits(len(targets))
+            entry = Entry(
+                sequence.id, start, tuple(window[start : start + count]), memory.blocks_of(sequence), rows,
+                slots=memory.slots_of(sequence, start), state=memory.state_of(sequence),
+            )  # fmt: skip
+            self._runner.collect(self._runner.submit(StepPlan((entry,), transfers=memory.transfers())))
+            start += count
+            memory.advance(sequence, start)
+            pieces.append((targets, self._runner.last_logits(len(targets))))
+            if start == len(window):  # before the last yield: nobody need ask for more
+                self.held_blocks = tuple(int((table >= 0).sum()) for table in memory.blocks_of(sequence))
+                memory.release(sequence, start)
+            if start % ROWS == 0 or start == len(window):
+                yield np.concatenate([one for one, _ in pieces]), np.concatenate([two for _, two in pieces])
+                pieces.clear()
 
     def close(self) -> None:
         self.engine.close()
 
 
 def measure_quality(
-    scorer: Scorer, parent: Scorer | None, windows: Sequence[Sequence[int]], bytes_of: Callable[[int], int], text: str,
+    scorer: Scorer, parent: Scorer | None, windows: Many[Many[int]], bytes_of: Callable[[int], int], text: str,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Quality:  # fmt: skip
     """Perplexity of `scorer` on the windows and, with a parent, how far it is from it. progress: tokens just scored."""

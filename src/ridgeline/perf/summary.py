@@ -5,6 +5,8 @@ Pure arithmetic on a StepTable, a Program and a Machine; measures nothing. Mixed
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 
@@ -98,6 +100,7 @@ class AccountSummary(msgspec.Struct, frozen=True):
     tokens_accepted: int = 0
     tokens_cached: int = 0
     transfers_s: float = 0.0
+    memory: dict[str, Any] = {}  # state.ports.SequenceMemory.report
     share_rule: str = "share: v1"
 
     def phase(self, name: str) -> PhaseSummary | None:
@@ -154,6 +157,7 @@ def summarise(table: StepTable, program: Program, machine: Machine) -> AccountSu
         tokens_accepted=table.accepted,
         tokens_cached=table.tokens_cached,
         transfers_s=table.transfer_ns * 1e-9,
+        memory=table.memory,
     )
 
 

@@ -14,6 +14,7 @@ PACE = {
     HOST: "the program around the model, not the model",
 }
 WORDS = {"prefill": "prompt", "decode": "answer", "recompute": "recomputed"}
+UNTOLD = ("off", "too short")  # misses that say nothing
 NEAR = 0.5  # from this share of a roof on, the roof sets the pace; below it the kernels do
 
 
@@ -43,6 +44,11 @@ def _shared(summary: AccountSummary) -> str:
         parts.append(f"{_count(summary.tokens_cached)} of beginnings were not computed again")
     if summary.transfers_s > 0:
         parts.append(f"kept state was moved for {seconds(summary.transfers_s)}")
+    misses = {reason: count for reason, count in summary.memory.get("misses", {}).items() if reason not in UNTOLD}
+    if misses and summary.tokens_cached:
+        parts.append("misses: " + ", ".join(f"{count} {reason}" for reason, count in misses.items()))
+    for tier, least in summary.memory.get("break even", {}).items():
+        parts.append(f"{tier} pays from {least} tokens" if least else f"{tier} never pays")
     return f"Kept       {'; '.join(parts)}" if parts else ""
 
 

@@ -28,6 +28,10 @@ class StepObserver(Protocol):
 class BreakEven(Protocol):
     """Load or compute again (B10): bytes over the bandwidth of a tier against the estimated time of the tokens."""
 
+    def least_tokens(self, tier: str) -> int:
+        """The shortest beginning that pays; 0: none does."""
+        ...
+
     def pays(self, tokens: int, tier: str) -> bool:
         """Whether the state of a beginning of `tokens` tokens comes back sooner from the tier than by computing it."""
         ...
@@ -94,6 +98,10 @@ class SequenceMemory(Protocol):
 
     def transfers(self) -> tuple[Transfer, ...]:
         """What must be moved before the next step's entries run; told once."""
+        ...
+
+    def report(self) -> dict[str, object]:
+        """What happened since the start, in a few numbers by name; something msgspec can encode."""
         ...
 
     def check(self) -> None:
