@@ -14,6 +14,7 @@ from ridgeline.run.machine import Fingerprint, Machine, ReadRate
 class PlainFormat:
     name: str = "f32"
     group: int = 1
+    native: int = 0  # RL_F32
 
     def nbytes(self, rows: int, columns: int) -> int:
         return 4 * rows * columns
