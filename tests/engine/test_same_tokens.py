@@ -74,6 +74,30 @@ def test_families_give_the_same_ids_in_any_batch(tmp_path, config: dict, weights
         assert got == {r.id: case.expected(i, *pick) for i, (r, pick) in enumerate(zip(requests, picks, strict=True))}
 
 
+@pytest.mark.parametrize("kv", ["int8", "int4"])
+@pytest.mark.parametrize("isa", native.instruction_sets())
+def test_quantised_kv_gives_the_same_ids_in_any_batch(tmp_path, isa: str, kv: str) -> None:
+    """A kept token's bytes are its own: no page, chunk or neighbour is in its scale (F15)."""
+    before = native.isa()
+    native.set_isa(isa)
+    try:
+        model = write_config(tmp_path, LLAMA | {"tie_word_embeddings": False})
+        picks = [(130, 0), (5, 1), (257, 2), (64, 0), (17, 2)]
+        requests = [request(i, length, SAMPLINGS[kind]) for i, (length, kind) in enumerate(picks)]
+        single = TinyEngine(model, weights="q4_1", kv=kv, max_sequences=1, step_tokens=512)
+        alone = {one.id: single.run([one])[one.id] for one in requests}
+        room = 18 * 16 * single.engine.facts.kv_bytes_per_token
+        single.engine.close()
+        for options in ({"threads": 3, "chunk": 13, "kv_bytes": room}, {"threads": 1, "max_sequences": 3}):
+            engine = TinyEngine(
+                model, weights="q4_1", kv=kv, **{"step_tokens": 61, "context": 272, "max_sequences": 8} | options
+            )
+            assert engine.run(requests, [0, 2, 0, 5, 1]) == alone
+            engine.engine.close()
+    finally:
+        native.set_isa(before)
+
+
 schedules = st.fixed_dictionaries(
     {
         "picks": st.lists(

@@ -28,7 +28,13 @@ Weights = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads; default: the cores this process may use.", metavar="N")]
-Kv = Annotated[str, typer.Option(help="How keys and values are kept: auto, bf16 or f32.", metavar="FORMAT")]
+Kv = Annotated[
+    str,
+    typer.Option(
+        help="How keys and values are kept: auto (bf16; f32 beside f32 weights), f32, bf16, int8, int4.",
+        metavar="FORMAT",
+    ),
+]
 KvBytes = Annotated[
     str | None, typer.Option(help="Size of the KV pool, like 256M or 2G; default: what memory allows.", metavar="SIZE")
 ]
