@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.load import load
+from ridgeline.schedule.policy import POLICIES
 from ridgeline.state.request import Request, Sampling
 
 PAGE = Path(__file__).parents[2] / "docs" / "pairs.md"
@@ -56,8 +57,8 @@ def seams(dense: str, smaller: str) -> dict[str, list[Entry]]:
     }  # fmt: skip
     formats = ("bf16", "f32", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
     return {
-        "policy": entries("policy", "policy", ("fcfs", "priority", "deadline", "shortest", "fair"), is_same=True),
-        "storage": entries("storage", "kv", ("bf16", "f32", "int8", "int4"), is_same=False),
+        "policy": entries("policy", "policy", default_first("fcfs", POLICIES), is_same=True),
+        "storage": entries("storage", "kv", default_first("bf16", STORAGES), is_same=False),
         "retention": entries(
             "retention", "keep", ("all", "window:64", "sinks:4+window:60", "h2o:32+window:32"), is_same=False
         ),
@@ -73,6 +74,11 @@ def seams(dense: str, smaller: str) -> dict[str, list[Entry]]:
             Entry("family", "moe8 (the same weights as 8 experts)", {"model": f"moe8:{dense}"}, is_same=False),
         ],
     }
+
+
+def default_first(default: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Every name of a table, so that a new one is judged without being told."""
+    return (default, *(name for name in names if name != default))
 
 
 @dataclass(frozen=True)
