@@ -76,6 +76,7 @@ STORAGES: Registry[Storage] = Registry(
     {
         "f32": ".f32:STORAGE",
         "bf16": ".bf16:STORAGE",
+        "f16": ".f16:STORAGE",
         "int8": ".int8:STORAGE",
         "int4": ".int4:STORAGE",
     },
