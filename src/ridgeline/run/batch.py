@@ -80,7 +80,8 @@ class NativeBatch:
             self._groups, entries, self._table_stride
         )
         slots = self._slots[: self._groups * tokens].reshape(self._groups, tokens)
-        has_slots = has_trees = False
+        has_trees = any(entry.parents for entry in plan.entries)
+        has_slots = has_trees or any(entry.slots for entry in plan.entries)
         token = row = laws = 0
         history: list[tuple[int, int]] = []
         bias: list[tuple[int, float]] = []
@@ -96,11 +97,10 @@ class NativeBatch:
                 first = entry.slot(group)
                 needed = (first + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS
                 tables[group, index, :needed] = entry.blocks[group][:needed]
-                slots[group, span] = self._range[first : first + count]
-            has_slots = has_slots or entry.slots != ()
-            self._tree[span] = 0
-            if entry.parents:
-                has_slots = has_trees = True
+                if has_slots:
+                    slots[group, span] = self._range[first : first + count]
+            if has_trees:
+                self._tree[span] = 0
                 self._branch(entry, token)
             for wanted in entry.rows:
                 self._logit_token[row] = token + wanted.offset
