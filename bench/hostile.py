@@ -3,6 +3,7 @@
 Kinds: gguf (header, tensors and the tokenizer inside), safetensors (with its index), config (config.json), tokenizer
 (tokenizer.json and tokenizer_config.json), template (chat templates, run). Needs nothing but the base package.
 """
+# size: one list of damages a kind of file, beside each other to be compared
 
 from __future__ import annotations
 

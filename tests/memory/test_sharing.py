@@ -1,4 +1,5 @@
 """BlockMemory with the prefix tree: what is shared is right, nothing is lost, the closed forms hold (C1, C4, C5)."""
+# size: one argument a choice of the scenario
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 value = scale * (code - zero). Owns the bytes: of each row the codes, the scales, the zeros. The last
 group of a row may be shorter. Refuses NaN, infinity and scales beyond the 16 bits they are kept in.
 """
+# size: one method a thing that Format asks, for codes, scales and zeros alike
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ Pages on demand (C3), or at once (C2). Beginnings that were computed before, or 
 through the prefix tree (C5, C6) and copied where sequences part (C4). Refuses to write: it decides which block of a
 pool holds which 16 tokens, and tells the runner what to copy.
 """
+# size: the whole port SequenceMemory, over groups of layers that only move together
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 Owns nodes, their order of last use, and the promises of running sequences to compute some soon; blocks stay the
 pools'. One root a tenant (salt). A tail node has fewer than 16 tokens and is only ever copied from (C4).
 """
+# size: small methods over one tree; splitting them would share its counts between two owners
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 One slot a sequence whatever its length. Rollback is by snapshot: save copies a slot to a free one, restore copies it
 back, drop frees it. Refuses to write: copies are transfers that the runner executes before the next step.
 """
+# size: the whole port SequenceMemory
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Refuses what the family here does not compute: another activation, a clamp of the time step.
 """
+# size: one argument a number of the architecture
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Owns the arena, the packed weights, the thread team and the step's arrays. Called by engine/ through StepRunner.
 """
+# size: one argument a part it is joined from
 
 from __future__ import annotations
 
