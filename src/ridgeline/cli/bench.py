@@ -13,6 +13,8 @@ from ridgeline.kit.errors import UserError
 from .options import (
     Body,
     Context,
+    DiskKvBytes,
+    HostKvBytes,
     Isa,
     Json,
     Keep,
@@ -50,6 +52,8 @@ def command(
     kv_bytes: KvBytes = None,
     keep: Keep = "all",
     prefix: Prefix = True,
+    host_kv_bytes: HostKvBytes = None,
+    disk_kv_bytes: DiskKvBytes = None,
     spec: Spec = None,
     policy: Policy = "fcfs",
     context: Context = None,
@@ -70,7 +74,7 @@ def command(
     """
     options = engine_options(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        keep=keep, prefix=prefix, spec=spec, policy=policy,
+        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     if is_ladder:
         from .climb import climb  # noqa: PLC0415  heavy; --help must start in 0.3 s

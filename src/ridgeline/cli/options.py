@@ -38,6 +38,10 @@ Kv = Annotated[
 KvBytes = Annotated[
     str | None, typer.Option(help="Size of the KV pool, like 256M or 2G; default: what memory allows.", metavar="SIZE")
 ]
+HostKvBytes = Annotated[
+    str | None, typer.Option(help="Memory for beginnings that had to leave the KV pool.", metavar="SIZE")
+]
+DiskKvBytes = Annotated[str | None, typer.Option(help="The same on disk, after host memory.", metavar="SIZE")]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.", metavar="N")]
 Isa = Annotated[
     str | None, typer.Option(help="Instruction set: plain, avx2, avx512, avx512_bf16; default: the best here.")
@@ -59,13 +63,15 @@ Body = Annotated[str, typer.Option(help="cpp (our kernels), or torch (the refere
 def engine_options(
     *, weights: str, threads: int | None, kv: str, context: int | None, isa: str | None, body: str,
     kv_bytes: str | None = None, spec: str | None = None, policy: str | None = None, keep: str | None = None,
-    prefix: bool | None = None,
+    prefix: bool | None = None, host_kv_bytes: str | None = None, disk_kv_bytes: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of EngineConfig; what was not given is left to its default."""
     given = {
         "weights": weights, "threads": threads, "kv": kv, "context": context, "isa": isa, "body": body,
         "kv_bytes": None if kv_bytes is None else size_bytes(kv_bytes), "spec": spec, "policy": policy, "keep": keep,
         "prefix": prefix,
+        "host_kv_bytes": None if host_kv_bytes is None else size_bytes(host_kv_bytes),
+        "disk_kv_bytes": None if disk_kv_bytes is None else size_bytes(disk_kv_bytes),
     }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}
 

@@ -10,6 +10,8 @@ import typer
 from .options import (
     Body,
     Context,
+    DiskKvBytes,
+    HostKvBytes,
     Isa,
     Json,
     Keep,
@@ -49,6 +51,8 @@ def command(
     kv_bytes: KvBytes = None,
     keep: Keep = "all",
     prefix: Prefix = True,
+    host_kv_bytes: HostKvBytes = None,
+    disk_kv_bytes: DiskKvBytes = None,
     spec: Spec = None,
     policy: Policy = "fcfs",
     context: Context = None,
@@ -79,7 +83,7 @@ def command(
     )  # fmt: skip
     options = engine_options(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        keep=keep, prefix=prefix, spec=spec, policy=policy,
+        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     asked = Asked(model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options)
     raise typer.Exit(converse(asked, json=json))

@@ -1,0 +1,84 @@
+"""What storages and retentions cost in quality, beside the bytes they keep (F15, C9, C10): perplexity and KL divergence
+from bf16 with everything kept, on windows of 2k to 8k tokens of a named text (pydoc: Python's language reference).
+
+Bytes are the allocator's at the end of a window, checked against the closed form of kept tokens in whole blocks.
+python bench/kv_quality.py smollm2-135m --lengths 2048 8192 --tokens 4000 8000     last line: one JSON document
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from contextlib import closing
+
+from ridgeline.engine.config import EngineConfig
+from ridgeline.memory.spans import kept_blocks
+from ridgeline.models.load import describe
+from ridgeline.perf.quality import Scorer, measure_quality, named_text, windows_of
+from ridgeline.run.machine import fingerprint
+
+STORAGES = ("bf16", "int8", "int4")
+RETENTIONS = ("all", "sinks:4+window:508", "window:512", "sinks:4+h2o:252+window:256")
+ROW = "{:>6} {:<5} {:<28} {:>10} {:>8} {:>10} {:>9} {:>9} {:>7} {:>7}"
+
+
+def kept_bytes(scorer: Scorer, length: int) -> int:
+    """Of the window just scored. AssertionError unless table and closed form agree."""
+    memory, pools = scorer.engine.scheduler.memory, scorer.engine.runner.pools  # type: ignore[attr-defined]
+    closed = tuple(kept_blocks(reach, length) for reach in memory.reaches)  # type: ignore[attr-defined]
+    if closed != scorer.held_blocks:
+        raise AssertionError(f"closed form {closed}, tables {scorer.held_blocks}")
+    return sum(blocks * pool.nbytes // pool.blocks for blocks, pool in zip(closed, pools, strict=True))
+
+
+def measure(model: str, length: int, tokens: int, text: str, threads: int | None) -> list[dict[str, object]]:
+    described = describe(model)
+    tokenizer = described.tokenizer()
+    if tokenizer is None:
+        raise SystemExit(f"{model} has no tokenizer")
+    bos = described.spec.bos if described.spec.add_bos else None
+    windows = windows_of(tokenizer.encode(named_text(text), add_bos=False), tokens, bos, length)
+    rows: list[dict[str, object]] = []
+    for keep in RETENTIONS:
+        for kv in STORAGES:
+            parent = Scorer(EngineConfig(model, kv="bf16", threads=threads), length)
+            scorer = Scorer(EngineConfig(model, kv=kv, keep=keep, threads=threads), length)
+            began = time.perf_counter()
+            with closing(parent), closing(scorer):
+                quality = measure_quality(scorer, parent, windows, lambda token: len(tokenizer.piece(token)), text)
+                row = {
+                    "length": length, "kv": kv, "keep": keep, "tokens": quality.tokens,
+                    "kv_bytes": kept_bytes(scorer, length), "parent_kv_bytes": kept_bytes(parent, length),
+                    "perplexity": quality.perplexity, "parent_perplexity": quality.parent_perplexity,
+                    "kl": quality.kl, "kl_p99": quality.kl_p99, "agreement": quality.agreement,
+                    "seconds": time.perf_counter() - began,
+                }  # fmt: skip
+            rows.append(row)
+            print(ROW.format(
+                length, kv, keep, f"{row['kv_bytes'] / 2**20:.2f}M",  # type: ignore[operator]
+                f"{row['kv_bytes'] / row['parent_kv_bytes']:.3f}",  # type: ignore[operator]
+                f"{quality.perplexity:.3f}", f"{quality.perplexity / (quality.parent_perplexity or 1) - 1:+.2%}",
+                f"{quality.kl:.5f}", f"{quality.agreement:.1%}", f"{row['seconds']:.0f}s",
+            ), flush=True)  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4000, 8000], help="scored at least, for each length")
+    parser.add_argument("--text", default="pydoc")
+    parser.add_argument("--threads", type=int)
+    asked = parser.parse_args()
+    print(ROW.format("length", "kv", "keep", "KV bytes", "share", "perplexity", "change", "KL nats", "same", "took"))
+    rows = []
+    for length, tokens in zip(asked.lengths, asked.tokens, strict=True):
+        rows += measure(asked.model, length, tokens, asked.text, asked.threads)
+    document = {"bench": "kv_quality", "model": asked.model, "text": asked.text, "rows": rows}
+    print(json.dumps(document | {"cpu": fingerprint().cpu, "cores": fingerprint().cores}))
+
+
+if __name__ == "__main__":
+    main()
