@@ -20,7 +20,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 @pytest.mark.model
 @pytest.mark.torch
-@pytest.mark.parametrize(("one", "other"), itertools.combinations(NAMES, 2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(NAMES, 2)))
 def test_pairs_pass_or_are_refused_in_a_sentence(table: Table, one: str, other: str) -> None:
     said = PAGE.read_text("utf-8")
     pairs = list(itertools.product(table.seams[one][1:], table.seams[other][1:]))
