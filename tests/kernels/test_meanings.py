@@ -34,6 +34,7 @@ from .steps import (
     set_weight,
     unpacked,
 )
+from .test_experts import FORMATS as EXPERT_FORMATS
 from .test_experts import Stacks, mixture, route
 from .test_sample import Row, sample
 
@@ -225,7 +226,7 @@ def test_route(isa, teams, case) -> None:
     assert (out[:, ids] == expected.numpy()[:, ids]).all()
 
 
-@pytest.mark.parametrize("name", NATIVE_FORMATS)
+@pytest.mark.parametrize("name", EXPERT_FORMATS)
 @pytest.mark.parametrize("tokens", [1, 30])
 def test_dispatch_experts_combine(isa, teams, name, tokens) -> None:
     stacks, routing = Stacks(name, 6, 64, 96), Routing(6, 3)

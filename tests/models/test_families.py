@@ -66,6 +66,9 @@ class Kept:
     def read(self, sequence):
         return self.k, self.v
 
+    def add_mass(self, sequence, mass):
+        pass
+
 
 def logits(program, ids):
     """Every line's meaning, one sequence, a logit row per token; the sampling line left out."""
