@@ -32,7 +32,9 @@ def kept_bytes(scorer: Scorer, length: int) -> int:
     return sum(blocks * pool.nbytes // pool.blocks for blocks, pool in zip(closed, pools, strict=True))
 
 
-def measure(model: str, length: int, tokens: int, text: str, threads: int | None) -> list[dict[str, object]]:
+def measure(
+    model: str, length: int, tokens: int, text: str, threads: int | None, storages: list[str], retentions: list[str]
+) -> list[dict[str, object]]:
     described = describe(model)
     tokenizer = described.tokenizer()
     if tokenizer is None:
@@ -40,8 +42,8 @@ def measure(model: str, length: int, tokens: int, text: str, threads: int | None
     bos = described.spec.bos if described.spec.add_bos else None
     windows = windows_of(tokenizer.encode(named_text(text), add_bos=False), tokens, bos, length)
     rows: list[dict[str, object]] = []
-    for keep in RETENTIONS:
-        for kv in STORAGES:
+    for keep in retentions:
+        for kv in storages:
             parent = Scorer(EngineConfig(model, kv="bf16", threads=threads), length)
             scorer = Scorer(EngineConfig(model, kv=kv, keep=keep, threads=threads), length)
             began = time.perf_counter()
@@ -71,11 +73,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[4000, 8000], help="scored at least, for each length")
     parser.add_argument("--text", default="pydoc")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--kv", nargs="+", default=list(STORAGES))
+    parser.add_argument("--keep", nargs="+", default=list(RETENTIONS))
     asked = parser.parse_args()
     print(ROW.format("length", "kv", "keep", "KV bytes", "share", "perplexity", "change", "KL nats", "same", "took"))
     rows = []
     for length, tokens in zip(asked.lengths, asked.tokens, strict=True):
-        rows += measure(asked.model, length, tokens, asked.text, asked.threads)
+        rows += measure(asked.model, length, tokens, asked.text, asked.threads, asked.kv, asked.keep)
     document = {"bench": "kv_quality", "model": asked.model, "text": asked.text, "rows": rows}
     print(json.dumps(document | {"cpu": fingerprint().cpu, "cores": fingerprint().cores}))
 
