@@ -32,9 +32,9 @@ def kept_bytes(scorer: Scorer, length: int) -> int:
     return sum(blocks * pool.nbytes // pool.blocks for blocks, pool in zip(closed, pools, strict=True))
 
 
-def measure(
-    model: str, length: int, tokens: int, text: str, threads: int | None, storages: list[str], retentions: list[str]
-) -> list[dict[str, object]]:
+def measure(asked: argparse.Namespace, length: int, tokens: int) -> list[dict[str, object]]:
+    """One row for each storage under each retention asked for, at windows of `length` tokens."""
+    model, text, threads = asked.model, asked.text, asked.threads
     described = describe(model)
     tokenizer = described.tokenizer()
     if tokenizer is None:
@@ -42,8 +42,8 @@ def measure(
     bos = described.spec.bos if described.spec.add_bos else None
     windows = windows_of(tokenizer.encode(named_text(text), add_bos=False), tokens, bos, length)
     rows: list[dict[str, object]] = []
-    for keep in retentions:
-        for kv in storages:
+    for keep in asked.keep:
+        for kv in asked.kv:
             parent = Scorer(EngineConfig(model, kv="bf16", threads=threads), length)
             scorer = Scorer(EngineConfig(model, kv=kv, keep=keep, threads=threads), length)
             began = time.perf_counter()
@@ -79,7 +79,7 @@ def main() -> None:
     print(ROW.format("length", "kv", "keep", "KV bytes", "share", "perplexity", "change", "KL nats", "same", "took"))
     rows = []
     for length, tokens in zip(asked.lengths, asked.tokens, strict=True):
-        rows += measure(asked.model, length, tokens, asked.text, asked.threads, asked.kv, asked.keep)
+        rows += measure(asked, length, tokens)
     document = {"bench": "kv_quality", "model": asked.model, "text": asked.text, "rows": rows}
     print(json.dumps(document | {"cpu": fingerprint().cpu, "cores": fingerprint().cores}))
 
