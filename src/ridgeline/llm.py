@@ -186,6 +186,11 @@ class LLM:
         """What the engine said when it was ready: bodies, bytes, limits."""
         return self._client.facts
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about how the model's file was read."""
+        return self._described.notes
+
     def submit(self, request: Request) -> Stream:
         """A raw request; returns its stream of TokenEvents."""
         return self._client.submit(request)

@@ -32,6 +32,7 @@ def measure_workload(model: str, workload: str | None, options: dict[str, Any], 
     with screen.fetching(model) as progress:
         llm = LLM(model, progress=progress, **options)
     with closing(llm):
+        screen.notes(model, llm.notes)
         runs_of = [jobs_of(workload, llm, repetition) for repetition in range(repeats)]
         raise_ceilings(load_or_measure(llm.facts.threads))  # bandwidth moves from hour to hour: measure it in this run
         cold, warm = (replay(llm, [job]).requests[0].ttft_s or 0.0 for job in WARM)

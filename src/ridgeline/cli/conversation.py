@@ -59,6 +59,7 @@ def converse(asked: Asked, *, json: bool, screen: Screen | None = None) -> int:
     with screen.fetching(asked.model) as progress:
         llm = LLM(asked.model, progress=progress, **options)
     with closing(llm):
+        screen.notes(asked.model, llm.notes)
         if prompt is None:
             return chat(asked, llm, screen)
         return answer_once(asked, llm, screen, prompt)

@@ -102,7 +102,9 @@ def _print_bodies(screen: Screen, model: str | None, weights: str, kv: str, body
         return table
     config = EngineConfig(model, weights=weights, kv=kv, body=body)
     config.check()
-    program = record(describe(model, weights=weights), STORAGES.get(config.storage), config.retention)
+    described = describe(model, weights=weights)
+    screen.notes(model, described.notes)
+    program = record(described, STORAGES.get(config.storage), config.retention)
     bound = bind(program, body=body)
     table = [(part, used, str(lines), why) for part, used, lines, why in bound.table()]
     screen.table(("operator", "body", "lines", "why not native"), table)

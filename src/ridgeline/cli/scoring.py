@@ -54,6 +54,7 @@ def evaluate(asked: Comparison, *, json: bool) -> None:
             with screen.fetching(each.model) as progress:
                 pull(each.model, progress)
     described = describe(asked.model, weights=asked.weights)
+    screen.notes(asked.model, described.notes)
     tokenizer = described.tokenizer()
     if tokenizer is None:
         raise UserError(f"{asked.model} has no tokenizer, so a text cannot be turned into its tokens.")

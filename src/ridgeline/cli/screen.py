@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,11 @@ class Screen:
 
     def aside(self, text: str, style: str = "") -> None:
         self.asides.print(text, markup=False, soft_wrap=True, style=style)
+
+    def notes(self, model: str, notes: Iterable[str]) -> None:
+        """What there is to say about how a model's file was read."""
+        for note in notes:
+            self.aside(f"{model}: {note}", style="dim")
 
     def stream(self, text: str) -> None:
         """Text as it comes, without a line's end."""

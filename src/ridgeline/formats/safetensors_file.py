@@ -1,6 +1,7 @@
 """safetensors: one file, or the shards of an index. Views of the mapped file, so bf16 needs no torch.
 
 The `safetensors` package checks the header (sizes, overlaps, holes); this file only maps the bytes it vouched for.
+RawTensor is what lies there; a weight is one of floats. What integers mean is for a layout to say (formats/layout).
 Refuses shards outside the directory of the index, and element types that are no weights.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ridgeline.kit.errors import UserError
 
-from .format import FORMATS
+from .format import FORMATS, Bytes
 from .gguf import map_file
 from .weight import StoredWeight
 
@@ -27,7 +29,36 @@ ELEMENT_FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 MAX_INDEX_BYTES = 1 << 26
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RawTensor:
+    """An array as it lies in a file. kind: its dtype's name there (F16, I32, F8_E4M3); data: [bytes] u8, mapped."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    data: Bytes
+    path: Path
+
+    def weight(self) -> StoredWeight:
+        """A vector has rows == 1; more than two dimensions fold into rows. UserError unless it is of floats."""
+        if self.kind not in ELEMENT_FORMATS:
+            raise UserError(
+                f"{self.path}: tensor {self.name!r} is {self.kind}; weights read here: "
+                f"{', '.join(sorted(ELEMENT_FORMATS))}, and what a known quantization_config describes. "
+                "Take an unquantised copy of this model."
+            )
+        columns = self.shape[-1] if self.shape else 1
+        return StoredWeight(
+            self.name, math.prod(self.shape[:-1]), columns, FORMATS.get(ELEMENT_FORMATS[self.kind]), self.data
+        )
+
+
 def read_safetensors(directory: Path) -> dict[str, StoredWeight]:
+    """Every tensor of a model directory as a weight. UserError when absent, damaged or no weight."""
+    return {name: raw.weight() for name, raw in read_raw(directory).items()}
+
+
+def read_raw(directory: Path) -> dict[str, RawTensor]:
     """Every tensor of a model directory: the index's shards, or model.safetensors. UserError when absent or damaged."""
     index = directory / INDEX
     if not index.exists():
@@ -47,8 +78,8 @@ def read_safetensors(directory: Path) -> dict[str, StoredWeight]:
     return tensors
 
 
-def read_file(path: Path) -> dict[str, StoredWeight]:
-    """name -> mapped weight. Vectors have rows == 1; more than two dimensions fold into rows."""
+def read_file(path: Path) -> dict[str, RawTensor]:
+    """name -> mapped tensor, none of them empty."""
     view = map_file(path)
     try:
         with safe_open(path, framework="numpy"):
@@ -61,17 +92,10 @@ def read_file(path: Path) -> dict[str, StoredWeight]:
     data = np.frombuffer(view, np.uint8)[8 + length :]
     tensors = {}
     for name, entry in header.items():
-        kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if kind not in ELEMENT_FORMATS:
-            raise UserError(
-                f"{path}: tensor {name!r} is {kind}; weights read here: {', '.join(sorted(ELEMENT_FORMATS))}. "
-                "Take an unquantised copy of this model."
-            )
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
         if 0 in shape:
             raise UserError(f"{path}: tensor {name!r} has shape {shape}: nothing in it. Fetch it again.")
-        columns = shape[-1] if shape else 1
-        rows = math.prod(shape[:-1])
-        tensors[name] = StoredWeight(name, rows, columns, FORMATS.get(ELEMENT_FORMATS[kind]), data[begin:end])
+        tensors[name] = RawTensor(name, entry["dtype"], tuple(shape), data[begin:end], path)
     return tensors
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ridgeline.kit.errors import UserError
+from ridgeline.kit.fields import Fields
 from ridgeline.ops.route import Routing
 
 from . import mamba2_fields
 from .family import FAMILIES
-from .fields import LIMITS, Fields
+from .fields import LIMITS
 from .spec import TRAITS, Experts, ModelSpec, Rope
 
 ARCHITECTURES = {  # model_type -> family
@@ -137,10 +138,6 @@ def _refuse_unsupported(fields: Fields, family: str) -> None:
         raise UserError(f"{fields.source}: use_bidirectional_attention is true; attention here is causal.")
     if fields.flag("mlp_bias", False):
         raise UserError(f"{fields.source}: mlp_bias is true; the families here have none.")
-    if fields.values.get("quantization_config") is not None:
-        raise UserError(
-            f"{fields.source}: quantization_config is set; give unquantised safetensors or a GGUF file of this model."
-        )
 
 
 def _ropes(fields: Fields, family: str, head_dim: int, context: int) -> tuple[Rope, Rope | None]:

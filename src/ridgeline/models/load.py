@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ridgeline.formats.format import FORMATS
 from ridgeline.formats.gguf import read_gguf
-from ridgeline.formats.safetensors_file import read_safetensors
+from ridgeline.formats.layout.layout import read_layout
+from ridgeline.formats.safetensors_file import ELEMENT_FORMATS, read_raw
 from ridgeline.formats.weight import StoredWeight, convert
 from ridgeline.kit.errors import UserError
 from ridgeline.ops.program import Program
@@ -45,7 +46,10 @@ RANDOM_NATIVE = "bf16"  # what the published shapes are distributed in
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """source: the file or directory, None for random shapes. file_bytes: size of the files read, 0 without any."""
+    """source: the file or directory, None for random shapes. file_bytes: size of the files read, 0 without any.
+
+    notes: sentences about how the file was read, for whoever runs it.
+    """
 
     spec: ModelSpec
     weights: ModelWeights
@@ -53,6 +57,7 @@ class LoadedModel:
     file_bytes: int = 0
     chat_template: str | None = None
     random: bool = False
+    notes: tuple[str, ...] = ()
     make_tokenizer: Callable[[], Tokenizer | None] = field(default=lambda: None, repr=False)
 
     def tokenizer(self) -> Tokenizer | None:
@@ -123,21 +128,29 @@ def _from_gguf(path: Path, name: str) -> LoadedModel:
     tensors = _tensors(spec, file.tensors, gguf_names(spec), str(path))
     return LoadedModel(
         spec, assemble(spec, tensors, gguf_names(spec), str(path), dropped), path, file.file_bytes,
-        template if isinstance(template, str) else None, False,
+        template if isinstance(template, str) else None, False, (),
         functools.cache(lambda: tokenizer_from_gguf(file.metadata, spec, str(path))),
     )  # fmt: skip
 
 
 def _from_directory(directory: Path) -> LoadedModel:
-    """config.json and safetensors, as Hugging Face repositories are laid out."""
+    """config.json and safetensors, as Hugging Face repositories are laid out; quantised ones by their layout."""
     config = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
     if generation.exists():  # names more ends of text than config.json does (Llama 3, Qwen 2.5)
         config |= {key: value for key, value in read_json(generation).items() if key == "eos_token_id"}
     spec = spec_from_config(config, directory.resolve().name, str(directory / "config.json"))
     spec = replace(spec, add_bos=starts_with_bos(directory))
-    tensors = _tensors(spec, read_safetensors(directory), hf_names(spec), str(directory))
-    weights = assemble(spec, tensors, hf_names(spec), str(directory))
+    names = hf_names(spec)
+    contents = read_layout(config, read_raw(directory), str(directory / "config.json"))
+    head = contents.tensors.get(names["head"])
+    if spec.tied and head is not None and head.format.name not in ELEMENT_FORMATS.values():
+        raise UserError(
+            f"{directory} has its logits' matrix quantised, and tie_word_embeddings says there is none. "
+            "Set it to false in config.json."
+        )
+    tensors = _tensors(spec, contents.tensors, names, str(directory))
+    weights = assemble(spec, tensors, names, str(directory), contents.dropped)
     if spec.state is not None:
         weights = map_weights(weights, lambda role, weight: negative_exponential(weight) if role == "decay" else weight)
     if spec.family in ONE_PLUS:
@@ -146,7 +159,7 @@ def _from_directory(directory: Path) -> LoadedModel:
     return LoadedModel(
         spec, weights, directory,
         sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-        _directory_template(directory), False,
+        _directory_template(directory), False, contents.notes,
         functools.cache(lambda: Tokenizer.from_directory(directory, eos=spec.eos) if has_tokenizer else None),
     )  # fmt: skip
 
@@ -179,7 +192,10 @@ def _random(name: str, weights: str) -> LoadedModel:
     """Descriptors of a catalogue shape or of a config.json."""
     path = _path(name)
     if path.suffix == ".json":
-        spec = spec_from_config(read_json(path), f"{RANDOM}{path.parent.name or path.stem}", str(path))
+        config = read_json(path)
+        if config.get("quantization_config") is not None:
+            raise UserError(f"{path}: quantization_config is set, which random weights do not follow. Remove it there.")
+        spec = spec_from_config(config, f"{RANDOM}{path.parent.name or path.stem}", str(path))
     else:
         spec = replace(shape(name), name=RANDOM + name)
 

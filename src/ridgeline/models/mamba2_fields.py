@@ -14,9 +14,10 @@ import numpy as np
 from ridgeline.formats.format import FORMATS
 from ridgeline.formats.weight import StoredWeight
 from ridgeline.kit.errors import UserError
+from ridgeline.kit.fields import Fields
 from ridgeline.ops.recurrent import StateShape
 
-from .fields import LIMITS, Fields
+from .fields import LIMITS
 from .spec import ModelSpec, Rope
 
 # No position enters the model, so files name no context; llama.cpp's converter writes this number.

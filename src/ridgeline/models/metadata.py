@@ -11,6 +11,7 @@ import numpy as np
 from ridgeline.formats.gguf import StringArray
 from ridgeline.formats.weight import StoredWeight
 from ridgeline.kit.errors import UserError
+from ridgeline.kit.fields import Fields
 from ridgeline.ops.route import Routing
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.text.vocabulary import Vocabulary
@@ -18,7 +19,7 @@ from ridgeline.text.vocabulary import Vocabulary
 from . import mamba2_fields
 from .config import GEMMA_LOCAL_ROPE_BASE, GEMMA_PATTERN, check_spec
 from .family import FAMILIES
-from .fields import LIMITS, Fields
+from .fields import LIMITS
 from .spec import TRAITS, Experts, ModelSpec, Rope
 
 DEFAULT_ROPE_BASE = 10_000.0  # GGUF specification
