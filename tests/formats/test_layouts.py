@@ -1,4 +1,5 @@
 """Layouts of quantised checkpoints (F8, F9, F2-F4): every element against the published layout, and what is refused."""
+# size: one argument a thing that hypothesis draws
 
 from __future__ import annotations
 

@@ -17,7 +17,12 @@ from ridgeline.kit.errors import RidgelineError, UserError
 
 P = ParamSpec("P")
 
-Model = Annotated[str, typer.Argument(help="A known name, a .gguf file, a model directory, or random:SHAPE.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A known name, a .gguf file, a model directory (GPTQ, AWQ, compressed-tensors too), or random:SHAPE."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document as the last line of stdout; words go to stderr.")]
 Weights = Annotated[
     str,
