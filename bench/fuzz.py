@@ -1,4 +1,5 @@
-"""Fuzz what comes from outside: model files, configurations, tokenizers, chat templates (bench/hostile.py makes them).
+"""Fuzz what comes from outside: model files, quantised ones too, configurations, tokenizers, chat templates, as
+bench/hostile.py makes them.
 
 Every case must end well or in a UserError with a printable message: no other exception, no crash, no hang, bounded
 memory. Cases run in worker processes that are watched and replaced. Prints a table and what was found; the last line
@@ -25,10 +26,12 @@ from typing import Any
 
 import hostile
 
+from ridgeline.formats.weight import StoredWeight
 from ridgeline.kit.errors import MESSAGE_CHARACTERS, UserError
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.config import read_json, spec_from_config
 from ridgeline.models.load import describe, load, record
+from ridgeline.models.weights import map_weights
 from ridgeline.text.template import render_chat
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -64,11 +67,20 @@ def use(kind: str, case: hostile.Case, directory: Path) -> None:
     else:
         model = load(str(directory / "model.gguf") if kind == "gguf" else str(directory))
         record(model, STORAGES.get("bf16"))
+        if kind == "quantised":
+            map_weights(model.weights, _read)
         tokenizer = model.tokenizer()
         if tokenizer is not None:
             _read_and_write(tokenizer)
             if model.chat_template is not None:
                 render_chat(model.chat_template, MESSAGES, tokenizer=tokenizer)
+
+
+def _read(role: str, weight: StoredWeight) -> StoredWeight:
+    """Its bytes put in order, as binding does it."""
+    if weight.data is None or len(weight.data) != weight.nbytes:
+        raise AssertionError(f"{role}: not the bytes of its shape")
+    return weight
 
 
 def _read_and_write(tokenizer: Tokenizer) -> None:

@@ -1,13 +1,15 @@
 """Hostile files: small valid ones, and everything a fuzzer does to them. A case follows from (seed, kind, number).
 
 Kinds: gguf (header, tensors and the tokenizer inside), safetensors (with its index), config (config.json), tokenizer
-(tokenizer.json and tokenizer_config.json), template (chat templates, run). Needs nothing but the base package.
+(tokenizer.json and tokenizer_config.json), template (chat templates, run), quantised (quantization_config and the
+tensors it describes, in every layout). Needs nothing but the base package.
 """
 # size: one list of damages a kind of file, beside each other to be compared
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
 import re
@@ -16,7 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("gguf", "safetensors", "config", "tokenizer", "template")
+import numpy as np
+import quantised_layouts as layouts
+
+KINDS = ("gguf", "safetensors", "config", "tokenizer", "template", "quantised")
 NUMBERS = (0, 1, 2, -1, 127, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 10**30)
 FLOATS = (0.0, -0.0, 1e-45, -1.0, 0.5, 1e38, 1e308, float("nan"), float("inf"), float("-inf"))
 TEXTS = (
@@ -52,7 +57,7 @@ def make(seed: int, kind: str, number: int) -> Case:
     draw = random.Random(f"{seed} {kind} {number}")
     return {
         "gguf": gguf_case, "safetensors": safetensors_case, "config": config_case, "tokenizer": tokenizer_case,
-        "template": template_case,
+        "template": template_case, "quantised": quantised_case,
     }[kind](draw)  # fmt: skip
 
 
@@ -430,6 +435,93 @@ def safetensors_case(draw: random.Random) -> Case:
 def config_case(draw: random.Random) -> Case:
     written, note = json_case(draw, draw.choice(CONFIGS))
     return Case({"config.json": written}, note=note)
+
+
+# -- quantised safetensors
+
+QUANTISED = CONFIGS[0] | {"hidden_size": 32, "intermediate_size": 64, "head_dim": 16, "rope_scaling": None}
+SPAN = 16
+
+
+@functools.cache
+def quantised_model(layout: str) -> tuple[dict[str, layouts.Entry], dict[str, Any]]:
+    """(entries, quantization_config); other widths than above, because words are filled whole."""
+    generator, sizes = np.random.default_rng(1), {4: 16, 8: 32, 16: 64}
+    tensors = {
+        name: generator.standard_normal([sizes.get(size, size) for size in shape]).astype(np.float32)
+        for name, shape in hf_shapes().items()
+    }
+    return layouts.quantised(tensors, layout, SPAN)
+
+
+def quantised_case(draw: random.Random) -> Case:
+    layout = draw.choice(layouts.LAYOUTS)
+    entries, quantization = quantised_model(layout)
+    entries = dict(entries)
+    note = layout
+    config: Any = QUANTISED | {"quantization_config": quantization}
+    action = draw.choice(("config", "config", "whole", "other", "entries", "entries", "values", "values", "bytes"))
+    if action == "config":
+        changed, done = odd_tree(draw, quantization)
+        config, note = QUANTISED | {"quantization_config": changed}, f"{note} {done}"
+    elif action == "whole":
+        config, note = odd_tree(draw, config)
+    elif action == "other":
+        other = draw.choice(layouts.LAYOUTS)
+        _, quantization = quantised_model(other)
+        config, note = QUANTISED | {"quantization_config": quantization}, f"{note} as {other}"
+    elif action in ("entries", "values"):
+        for _ in range(draw.choice((1, 1, 2, 20))):
+            note += f" {(odd_entry if action == 'entries' else odd_numbers)(draw, entries)}"
+    data = layouts.safetensors(entries)
+    if action == "bytes":
+        data, done = damage(draw, data)
+        note = f"{note} {done}"
+    return Case({"config.json": to_json(draw, config), "model.safetensors": data}, note=note)
+
+
+def odd_entry(draw: random.Random, entries: dict[str, layouts.Entry]) -> str:
+    """Another name, type or shape for the same bytes, or fewer or more of them; the file itself stays whole."""
+    name = draw.choice(list(entries))
+    kind, shape, data = entries[name]
+    action = draw.choice(("drop", "name", "type", "shape", "fold", "short", "take", "twice"))
+    sizes = {"F16": 2, "BF16": 2, "I16": 2, "F32": 4, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+    if action == "drop":
+        del entries[name]
+    elif action == "name":
+        parts = ("qweight", "qzeros", "scales", "g_idx", "weight", "weight_scale", "weight_zero_point", "bias", "x")
+        entries[f"{name.rpartition('.')[0]}.{draw.choice(parts)}"] = entries.pop(name)
+    elif action == "type":
+        other = draw.choice([one for one in sizes if len(data) % sizes[one] == 0])
+        entries[name] = (other, (len(data) // sizes[other],) if draw.random() < 0.5 else shape, data)
+        if sizes[other] != sizes[kind] and entries[name][1] == shape:
+            entries[name] = (other, (*shape[:-1], shape[-1] * sizes[kind] // sizes[other]), data)
+    elif action == "shape":
+        entries[name] = (kind, draw.choice((shape[::-1], (*shape, 1), (1, *shape), (len(data) // sizes[kind],))), data)
+    elif action == "fold" and len(shape) == 2 and shape[0] % 2 == 0:
+        entries[name] = (kind, (shape[0] // 2, shape[1] * 2), data)
+    elif action == "short" and len(shape) == 2 and shape[0] > 1:
+        entries[name] = (kind, (shape[0] - 1, shape[1]), data[: -len(data) // shape[0]])
+    elif action == "take":
+        entries[name] = entries[draw.choice(list(entries))]
+    else:
+        entries[f"lm_head.{name.rpartition('.')[2]}"] = entries[name]
+    return f"{action} {name}"
+
+
+def odd_numbers(draw: random.Random, entries: dict[str, layouts.Entry]) -> str:
+    """Codes, zeros, scales, indexes and shapes that no writer gave."""
+    name = draw.choice([one for one in entries if "_proj" in one])
+    kind, shape, data = entries[name]
+    word = draw.choice((b"\0", b"\xff", b"\x7f", b"\x80", b"\x00\x7c", b"\xff\x7f", b"\1\0\0\0", draw.randbytes(8)))
+    filled = (word * (len(data) // len(word) + 1))[: len(data)]
+    at = draw.randrange(len(data))
+    entries[name] = (
+        kind,
+        shape,
+        draw.choice((filled, draw.randbytes(len(data)), data[:at] + filled[at : at + 8] + data[at + 8 :])),
+    )
+    return f"numbers {name}"
 
 
 # -- tokenizer.json
