@@ -98,7 +98,7 @@ def main() -> int:
     widths = (10, 10, 12, 10, 10, 16)
     print(f"{'KV':6}{'bytes/token':>12}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)))
     with native.Team(1) as team:
-        for storage in STORAGES.names():
+        for storage in (name for name in STORAGES.names() if STORAGES.get(name).native >= 0):
             cells = [
                 Layers(shape, storage, 1024, 1).microseconds(team, 400),
                 Layers(shape, storage, 4096, 1).microseconds(team, 200),

@@ -140,9 +140,11 @@ void find_branch(const Attend& job, Item& item, const Work& work, int token, int
   }
 }
 
-void step_rows(const Group* groups, Item& item, const Pages& pages, int key, int dim, int begin, int end) {
-  for (int first = begin; first < end; first += GROUP_ROWS)
-    groups[(end - first < GROUP_ROWS ? end - first : GROUP_ROWS) - 1](item, first, pages, key, dim);
+void step_rows(const Stages& stages, Item& item, const Pages& pages, int key, int dim, int begin, int end) {
+  const Group* const all[] = {stages.score, stages.soften, stages.weigh};
+  for (const Group* stage : all)
+    for (int first = begin; first < end; first += GROUP_ROWS)
+      stage[(end - first < GROUP_ROWS ? end - first : GROUP_ROWS) - 1](item, first, pages, key, dim);
 }
 
 // (most, sum, values) += (most', sum', values') of the next split. The one place where splits meet.
@@ -178,19 +180,24 @@ void emit(const Attend& job, int64_t token, int head, float most, float sum, con
 // Keys of one split, low .. high of them and the sinks.
 void run_split(const Attend& job, Item& item, const Work& work, int64_t split, int low, int high, bool has_branches) {
   const int dim = job.in.head_dim, base = base_of(job, work.sequence);
-  const Group* groups = groups_of(job.step.pools[job.in.group].storage, false);
+  const Bodies& bodies = bodies_of(job.step.pools[job.in.group].storage);
   for (int r = 0; r < work.count; r++) {
     item.most[r] = NOTHING;
     memset(item.sums[r], 0, sizeof item.sums[r]);
     memset(item.values(r), 0, sizeof(float) * round_up(dim, LANES));
   }
-  Pages pages;
+  Pages pages, wide;
   for (int key = static_cast<int>(split * RL_SPLIT_TOKENS); key < (split + 1) * RL_SPLIT_TOKENS && key <= high;
        key += STEP_KEYS) {
     if (key + STEP_KEYS <= low && key >= job.sinks) continue;
     if (!has_branches || key + STEP_KEYS <= base) {
       find_pages(job, work, key, low, high, pages);
-      step_rows(groups, item, pages, key, dim, 0, work.count);
+      if (work.count >= WIDE_ROWS && bodies.widen) {
+        bodies.widen(pages, dim, item.wide, wide);
+        step_rows(bodies.wide, item, wide, key, dim, 0, work.count);
+      } else {
+        step_rows(bodies.step, item, pages, key, dim, 0, work.count);
+      }
       continue;
     }
     for (int begin = 0, end; begin < work.count; begin = end) {  // the rows of one token
@@ -201,7 +208,7 @@ void run_split(const Attend& job, Item& item, const Work& work, int64_t split, i
         find_branch(job, item, work, token, key, pages);
       else
         find_pages(job, work, key, low, item.high[begin], pages);
-      step_rows(groups, item, pages, key, dim, begin, end);
+      step_rows(bodies.step, item, pages, key, dim, begin, end);
     }
   }
 }
@@ -265,7 +272,7 @@ void merge_rows(const Attend& job, const Worker& worker, Item& item) {
 void add_mass(const Attend& job, const Worker& worker, Item& item) {
   const RlInstr& in = job.in;
   const RlBatch& batch = *job.step.batch;
-  const Group* groups = groups_of(job.step.pools[in.group].storage, true);
+  const Group* groups = bodies_of(job.step.pools[in.group].storage).again;
   int64_t begin, end;
   share(static_cast<int64_t>(batch.sequences) * in.kv_heads, worker, begin, end);
   for (int64_t i = begin; i < end; i++) {

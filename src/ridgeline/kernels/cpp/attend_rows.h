@@ -1,7 +1,7 @@
 // The arithmetic of attention: rows (queries) against 64 keys at a time. Scores with lane = key (R rows share each K load),
 // one softmax update a step, weighted values with lane = dimension (R rows share each V load).
 // Promise 1: a row's own sequence of operations is fixed by the places of the keys it sees:
-//   score: fma over d = 0, 1, 2, ...; step: m, p, l, rescale only when the maximum grows (by 1 it would change nothing);
+//   score: fma over d = 0, 1, 2, ...; step: m, p, l, rescale only when the maximum grows by more than SLACK;
 //   values: fma over keys in order. A key that a row may not see gets p = 0 exactly, and fma(0, v, acc) = acc; keys no row
 //   of the group sees are not read, so stale bytes in pages never matter. Measured numbers: docs/findings.
 #pragma once
@@ -18,8 +18,9 @@ constexpr int GROUP_ROWS = 6, WIDE = 2;
 #else
 constexpr int GROUP_ROWS = 4, WIDE = 2;
 #endif
+constexpr int WIDE_ROWS = 2 * GROUP_ROWS + 1;  // from so many rows on, a step's keys are widened once for all of them
 constexpr int VECTORS = STEP_KEYS / LANES;
-constexpr float NOTHING = -__builtin_inff();
+constexpr float NOTHING = -__builtin_inff(), SLACK = 8.0f;
 constexpr int ROW_STRIDE = MAX_DIM + 16;  // not a power of two, or rows would fight for the same sets of the first cache
 
 struct Query {
@@ -34,10 +35,11 @@ struct alignas(64) Item {
   float most[ITEM_ROWS], total_most[ITEM_ROWS];
   float total_sum[ITEM_ROWS];
   float sums[ITEM_ROWS][LANES];
-  float scores[GROUP_ROWS][STEP_KEYS], sink_scores[GROUP_ROWS][STEP_KEYS];
+  alignas(64) float scores[ITEM_ROWS][STEP_KEYS], sink_scores[GROUP_ROWS][STEP_KEYS];
   int low[ITEM_ROWS], high[ITEM_ROWS];  // keys a row sees, beside the sinks
   int rows, stride, sinks;
   alignas(64) uint8_t branch[2][STEP_KEYS * MAX_ROW_BYTES];  // K and V pages of one branch of a tree
+  WideStep wide;
 
   float* values(int row) { return values_rows + row * stride; }
   float* total(int row) { return total_rows + row * stride; }
@@ -55,6 +57,7 @@ void score(const Query& query, int first, int stride, const Pages& pages, int di
       const int key = (at + j) * LANES;
       k[j] = pages.k[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * 4;
     }
+#pragma GCC unroll 2
     for (int d = 0; d < dim; d += S::DIMS) {
       I unit[WIDE];
 #pragma GCC unroll 4
@@ -104,33 +107,57 @@ RL_INLINE void put_sinks(const Item& item, int row, int key, float* scores, cons
   }
 }
 
-// Scores -> weights of row `row`, which sees the keys low .. high; keeps its maximum, sum and values consistent.
-RL_INLINE void soften(Item& item, int row, float* scores, int key, int low, int high, int dim) {
-  F x[VECTORS];
-  F peak = splat(NOTHING);
+// Scores -> weights of R rows from `first` on, each of which sees its keys low .. high; keeps their maxima, sums and values
+// consistent. item.most is a row's largest score when it was last looked up: it is looked up anew only where a score is
+// larger by SLACK, so that sums and values are seldom rescaled (weights up to e^8 lose nothing in f32).
+template <int R>
+RL_INLINE void soften(Item& item, int first, int key, int dim, bool has_low) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    const int row = first + r;
+    float* scores = item.scores[row];
+    const int low = has_low ? item.low[row] : 0, high = item.high[row];
+    if (low > key || high < key + STEP_KEYS - 1) {
 #pragma GCC unroll 16
-  for (int j = 0; j < VECTORS; j++) {
-    x[j] = keep_range(load(scores + j * LANES), numbers() + splat_int(key + j * LANES), low, high, splat(NOTHING));
-    peak = max(peak, x[j]);
-  }
-  const float here = largest(peak), before = item.most[row];
-  F sum = load(item.sums[row]);
-  if (here > before) {
-    const F shrink = exp(splat(before - here));
+      for (int j = 0; j < VECTORS; j++) {
+        const I number = numbers() + splat_int(key + j * LANES);
+        store(scores + j * LANES, keep_range(load(scores + j * LANES), number, low, high, splat(NOTHING)));
+      }
+    }
+    F peak = load(scores);
+#pragma GCC unroll 16
+    for (int j = 1; j < VECTORS; j++) peak = max(peak, load(scores + j * LANES));
+    const float before = item.most[row];
+    if (!any_above(peak, before + SLACK)) continue;
+    const float here = largest(peak);
     item.most[row] = here;
-    sum = sum * shrink;
+    if (before == NOTHING) continue;  // sums and values are still zero
+    const F shrink = exp(splat(before - here));
+    store(item.sums[row], load(item.sums[row]) * shrink);
     float* values = item.values(row);  // rows have room for whole vectors
     for (int d = 0; d < dim; d += LANES) store(values + d, load(values + d) * shrink);
   }
-  // A row that has seen no key yet has most == -inf; -inf - -inf would be NaN.
-  const F most = splat(item.most[row] == NOTHING ? 0.0f : item.most[row]);
-#pragma GCC unroll 16
-  for (int j = 0; j < VECTORS; j++) {
-    F p = exp(x[j] - most);
-    store(scores + j * LANES, p);
-    sum = sum + p;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    const int row = first + r;
+    // A row that has seen no key yet has most == -inf; -inf - -inf would be NaN.
+    const F most = splat(item.most[row] == NOTHING ? 0.0f : item.most[row]);
+    F sum = load(item.sums[row]);
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j += 4) {
+      float* scores = item.scores[row] + j * LANES;
+      F p[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) p[i] = load(scores + i * LANES) - most;
+      exp<4, true>(p);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        store(scores + i * LANES, p[i]);
+        sum = sum + p[i];
+      }
+    }
+    store(item.sums[row], sum);
   }
-  store(item.sums[row], sum);
 }
 
 // values[row][d ..] += weights . V over keys [begin, end] of the step. N: vectors; PART: the last one is partial.
@@ -151,7 +178,7 @@ void weigh(Item& item, int first, const Pages& pages, int begin, int end, int di
     for (int j = 0; j < N; j++) v[j] = PART ? S::last_values(row, d, dim) : S::values(row, d + j * LANES, dim);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      F p = splat(item.scores[r][key]);
+      F p = splat(item.scores[first + r][key]);
 #pragma GCC unroll 4
       for (int j = 0; j < N; j++) sum[r][j] = fma(p, v[j], sum[r][j]);
     }
@@ -170,43 +197,64 @@ void weigh_all(Item& item, int first, const Pages& pages, int begin, int end, in
   if (d < dim) weigh<R, 1, S, true>(item, first, pages, begin, end, dim, d);
 }
 
-// One step of 64 keys from `key` on for R rows.
-template <int R, class S>
-void step_group(Item& item, int first, const Pages& pages, int key, int dim) {
+// Keys [begin, end] of the step from `key` on that some of R rows see beside the sinks; empty: neither those nor sinks.
+struct Seen {
+  int begin, end;
+  bool has_sinks;
+
+  bool nothing() const { return end < begin && !has_sinks; }
+};
+
+template <int R>
+RL_INLINE Seen seen_by(const Item& item, int first, int key) {
   int low = item.low[first], high = item.high[first];
+#pragma GCC unroll 8
   for (int r = 1; r < R; r++) {
     low = item.low[first + r] < low ? item.low[first + r] : low;
     high = item.high[first + r] > high ? item.high[first + r] : high;
   }
-  const bool has_sinks = key < item.sinks;
-  if (key > high || (key + STEP_KEYS <= low && !has_sinks)) return;
-  score<R, S>(item.q, first, item.stride, pages, dim, item.scores);
-  int begin = low > key ? low - key : 0;
-  const int end = high - key < STEP_KEYS ? high - key : STEP_KEYS - 1;
-  if (has_sinks) {
-    score<R, S>(item.sink_q, first, item.stride, pages, dim, item.sink_scores);
-    for (int r = 0; r < R; r++) {
-      put_sinks(item, first + r, key, item.scores[r], item.sink_scores[r]);
-      soften(item, first + r, item.scores[r], key, 0, item.high[first + r], dim);
-    }
-    const int last = item.sinks - 1 - key < end ? item.sinks - 1 - key : end;
+  const int begin = low > key ? low - key : 0, end = high - key < STEP_KEYS ? high - key : STEP_KEYS - 1;
+  return {begin, end, key < item.sinks && high >= key};
+}
+
+// One step of 64 keys from `key` on for R rows, in three stages, so that K and then V stay in the first cache while all
+// rows of an item pass by.
+template <int R, class S>
+void score_group(Item& item, int first, const Pages& pages, int key, int dim) {
+  const Seen seen = seen_by<R>(item, first, key);
+  if (seen.nothing()) return;
+  score<R, S>(item.q, first, item.stride, pages, dim, item.scores + first);
+  if (!seen.has_sinks) return;
+  score<R, S>(item.sink_q, first, item.stride, pages, dim, item.sink_scores);
+  for (int r = 0; r < R; r++) put_sinks(item, first + r, key, item.scores[first + r], item.sink_scores[r]);
+}
+
+template <int R>
+void soften_group(Item& item, int first, const Pages&, int key, int dim) {
+  const Seen seen = seen_by<R>(item, first, key);
+  if (!seen.nothing()) soften<R>(item, first, key, dim, !seen.has_sinks);
+}
+
+template <int R, class S>
+void weigh_group(Item& item, int first, const Pages& pages, int key, int dim) {
+  Seen seen = seen_by<R>(item, first, key);
+  if (seen.nothing()) return;
+  if (seen.has_sinks) {
+    const int last = item.sinks - 1 - key < seen.end ? item.sinks - 1 - key : seen.end;
     weigh_all<R, S>(item, first, pages, 0, last, dim);
-    begin = begin > last ? begin : last + 1;
-  } else {
-    for (int r = 0; r < R; r++)
-      soften(item, first + r, item.scores[r], key, item.low[first + r], item.high[first + r], dim);
+    seen.begin = seen.begin > last ? seen.begin : last + 1;
   }
-  weigh_all<R, S>(item, first, pages, begin, end, dim);
+  weigh_all<R, S>(item, first, pages, seen.begin, seen.end, dim);
 }
 
 // Weights of R rows whose maximum and sum are known (item.most, item.total_sum) into item.scores.
 template <int R, class S>
 void weigh_again(Item& item, int first, const Pages& pages, int key, int dim) {
-  score<R, S>(item.q, first, item.stride, pages, dim, item.scores);
+  score<R, S>(item.q, first, item.stride, pages, dim, item.scores + first);
   for (int r = 0; r < R; r++) {
     const F most = splat(item.most[first + r]), inverse = splat(1.0f / item.total_sum[first + r]);
     for (int j = 0; j < VECTORS; j++) {
-      float* at = item.scores[r] + j * LANES;
+      float* at = item.scores[first + r] + j * LANES;
       const I number = numbers() + splat_int(key + j * LANES);
       store(at, exp(keep_range(load(at), number, item.low[first + r], item.high[first + r], splat(NOTHING)) - most) *
                     inverse);
@@ -219,20 +267,40 @@ typedef void (*Group)(Item&, int, const Pages&, int, int);
 // What runs 1 .. GROUP_ROWS rows of a storage.
 template <class S>
 struct Groups {
-  static constexpr Group step[6] = {step_group<1, S>, step_group<2, S>, step_group<3, S>, step_group<4, S>,
-                                    GROUP_ROWS > 4 ? step_group<GROUP_ROWS - 1, S> : nullptr,
-                                    GROUP_ROWS > 4 ? step_group<GROUP_ROWS, S> : nullptr};
-  static constexpr Group again[6] = {weigh_again<1, S>, weigh_again<2, S>, weigh_again<3, S>, weigh_again<4, S>,
-                                     GROUP_ROWS > 4 ? weigh_again<GROUP_ROWS - 1, S> : nullptr,
-                                     GROUP_ROWS > 4 ? weigh_again<GROUP_ROWS, S> : nullptr};
+  static constexpr int LAST = GROUP_ROWS, FIFTH = GROUP_ROWS > 4 ? 5 : GROUP_ROWS;  // beyond GROUP_ROWS: never asked for
+  static constexpr Group score[6] = {score_group<1, S>, score_group<2, S>, score_group<3, S>,
+                                     score_group<4, S>, score_group<FIFTH, S>, score_group<LAST, S>};
+  static constexpr Group weigh[6] = {weigh_group<1, S>, weigh_group<2, S>, weigh_group<3, S>,
+                                     weigh_group<4, S>, weigh_group<FIFTH, S>, weigh_group<LAST, S>};
+  static constexpr Group again[6] = {weigh_again<1, S>, weigh_again<2, S>, weigh_again<3, S>,
+                                     weigh_again<4, S>, weigh_again<FIFTH, S>, weigh_again<LAST, S>};
+  static constexpr Group soften[6] = {soften_group<1>, soften_group<2>, soften_group<3>,
+                                      soften_group<4>, soften_group<FIFTH>, soften_group<LAST>};
 };
 
-RL_INLINE const Group* groups_of(int storage, bool again) {
+struct Stages {
+  const Group *score, *soften, *weigh;
+};
+
+struct Bodies {
+  Stages step, wide;
+  const Group* again;
+  void (*widen)(const Pages&, int, WideStep&, Pages&);
+};
+
+template <class S>
+constexpr Stages STAGES = {Groups<S>::score, Groups<S>::soften, Groups<S>::weigh};
+template <class S>
+constexpr Bodies BODIES = {STAGES<S>, STAGES<WidePages<S>>, Groups<S>::again, widen<S>};
+template <>
+constexpr Bodies BODIES<F32Pages> = {STAGES<F32Pages>, {}, Groups<F32Pages>::again, nullptr};
+
+RL_INLINE const Bodies& bodies_of(int storage) {
   switch (storage) {
-    case RL_KV_F32: return again ? Groups<F32Pages>::again : Groups<F32Pages>::step;
-    case RL_KV_BF16: return again ? Groups<Bf16Pages>::again : Groups<Bf16Pages>::step;
-    case RL_KV_INT8: return again ? Groups<Int8Pages>::again : Groups<Int8Pages>::step;
-    default: return again ? Groups<Int4Pages>::again : Groups<Int4Pages>::step;
+    case RL_KV_F32: return BODIES<F32Pages>;
+    case RL_KV_BF16: return BODIES<Bf16Pages>;
+    case RL_KV_INT8: return BODIES<Int8Pages>;
+    default: return BODIES<Int4Pages>;
   }
 }
 

@@ -126,6 +126,52 @@ struct Int4Pages {
   }
 };
 
+// 64 keys of a storage as floats: K pages [dimension][16 tokens] (then the units of scales as they are), V pages [16 rows].
+// Many rows read a step of keys: what they would each unfold is unfolded once. Products and their order are the storage's
+// own, so every bit is.
+template <class S>
+struct WidePages {
+  static constexpr int DIMS = 1;
+  static constexpr bool SCALED = S::SCALED, SHIFTED = S::SHIFTED;
+  static int row_bytes(int dim) { return 4 * dim; }
+  RL_INLINE F part(I unit, int) { return bits(unit); }
+  RL_INLINE F values(const uint8_t* row, int d, int) { return load(reinterpret_cast<const float*>(row) + d); }
+  RL_INLINE F last_values(const uint8_t* row, int d, int dim) {
+    return load_part(reinterpret_cast<const float*>(row) + d, dim - d);
+  }
+};
+
+struct alignas(64) WideStep {
+  uint8_t k[STEP_PAGES][UNIT_STRIDE * (MAX_DIM + 1)];
+  float v[STEP_PAGES][RL_BLOCK_TOKENS * MAX_DIM];
+};
+
+template <class S>
+void widen(const Pages& from, int dim, WideStep& to, Pages& wide) {
+  const int64_t bytes = S::row_bytes(dim);
+  for (int page = 0; page < STEP_PAGES; page++) {
+    wide.k[page] = to.k[page];
+    wide.v[page] = reinterpret_cast<const uint8_t*>(to.v[page]);
+    for (int at = 0; at < UNIT_STRIDE; at += 4 * LANES) {
+      const uint8_t* unit = from.k[page] + at;
+      uint8_t* lanes = to.k[page] + at;
+      for (int d = 0; d < dim; d += S::DIMS, unit += UNIT_STRIDE) {
+        const I whole = load_int(unit);
+#pragma GCC unroll 8
+        for (int i = 0; i < S::DIMS; i++, lanes += UNIT_STRIDE) store(reinterpret_cast<float*>(lanes), S::part(whole, i));
+      }
+      if constexpr (S::SCALED) store(reinterpret_cast<float*>(lanes), bits(load_int(unit)));
+    }
+    for (int token = 0; token < RL_BLOCK_TOKENS; token++) {
+      const uint8_t* row = from.v[page] + token * bytes;
+      float* values = to.v[page] + token * dim;
+      int d = 0;
+      for (; d + LANES <= dim; d += LANES) store(values + d, S::values(row, d, dim));
+      if (d < dim) store_part(values + d, S::last_values(row, d, dim), dim - d);
+    }
+  }
+}
+
 // ---- any storage
 
 RL_INLINE int row_bytes(int storage, int dim) {

@@ -234,23 +234,64 @@ RL_INLINE void load_pairs(const void* p, F& even, F& odd) {
   odd = bits(words & static_cast<int>(0xffff0000u));
 }
 
-// e^x. Exactly 1 at 0 and exactly 0 below -87.3 (so also at -inf); saturates above 88.3; NaN stays NaN. Cephes' expf
-// polynomial on [-ln2/2, ln2/2]; error below 2 units in the last place.
-RL_INLINE F exp(F x) {
+RL_INLINE bool any_above(F x, float least) {
+#if RL_LEVEL == 2
+  return _mm512_cmp_ps_mask(x, splat(least), _CMP_GT_OQ) != 0;
+#elif RL_LEVEL == 1
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, splat(least), _CMP_GT_OQ)) != 0;
+#else
+  return largest(x) > least;
+#endif
+}
+
+// y * 2^n where that is a normal number and x >= threshold, else 0; whole: n as a float.
+RL_INLINE F scaled_if(F y, F whole, I n, F x, F threshold) {
+#if RL_LEVEL == 2
+  (void)n;
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, threshold, _CMP_NLT_UQ), y, whole);
+#else
+  (void)whole;
+  return keep_at_least(x, threshold, y * bits((n + 127) << 23));
+#endif
+}
+
+// e^x of N vectors. Exactly 1 at 0 and exactly 0 below -87.3 (so also at -inf); saturates above 88.3; NaN stays NaN. Cephes'
+// expf polynomial on [-ln2/2, ln2/2]; error below 2 units in the last place. IS_SMALL: no x is above 88.3 (softmax).
+// Side by side, because one exponential is a chain of twenty operations.
+template <int N, bool IS_SMALL = false>
+RL_INLINE void exp(F (&x)[N]) {
+  constexpr float TERMS[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
   const F low = splat(-87.3f);
-  F c = min(splat(88.3f), max(low, x));
-  I n = round_int(c * splat(1.44269504088896341f));
-  F whole = to_float(n);
-  F r = fma(whole, splat(-0.693359375f), c);
-  r = fma(whole, splat(2.12194440e-4f), r);
-  F p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  F y = fma(p * r, r, r) + splat(1.0f);
-  return keep_at_least(x, low, y * bits((n + 127) << 23));
+  F r[N], whole[N], p[N];
+  I n[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) {
+    r[i] = max(low, x[i]);
+    if constexpr (!IS_SMALL) r[i] = min(splat(88.3f), r[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) n[i] = round_int(r[i] * splat(1.44269504088896341f));
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) whole[i] = to_float(n[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) r[i] = fma(whole[i], splat(-0.693359375f), r[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) r[i] = fma(whole[i], splat(2.12194440e-4f), r[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) p[i] = splat(1.9875691500e-4f);
+#pragma GCC unroll 8
+  for (const float term : TERMS)
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) p[i] = fma(p[i], r[i], splat(term));
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) p[i] = fma(p[i] * r[i], r[i], r[i]) + splat(1.0f);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) x[i] = scaled_if(p[i], whole[i], n[i], x[i], low);
+}
+RL_INLINE F exp(F x) {
+  F one[1] = {x};
+  exp<1>(one);
+  return one[0];
 }
 
 }  // namespace
