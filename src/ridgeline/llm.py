@@ -25,7 +25,7 @@ from ridgeline.models.pull import TABLE, Progress, pull
 from ridgeline.ops.program import Program
 from ridgeline.perf.account import StepTable
 from ridgeline.perf.summary import AccountSummary, summarise
-from ridgeline.run.machine import load_or_measure
+from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.request import Request, Sampling
@@ -204,10 +204,13 @@ class LLM:
         """The model's Program on descriptors: what is counted and estimated."""
         return record(self._described, STORAGES.get(self.config.storage))
 
-    def account(self, *, reset: bool = False) -> AccountSummary:
-        """Where the engine's time went since it started (or since the last reset), against this machine's roofs."""
+    def account(self, *, reset: bool = False, machine: Machine | None = None) -> AccountSummary:
+        """Where the engine's time went since it started (or the last reset), against the roofs of `machine`.
+
+        None: those measured here before, or now.
+        """
         table = self._client.account(StepTable, reset=reset)
-        return summarise(table, self.program, load_or_measure(self.facts.threads))
+        return summarise(table, self.program, machine or load_or_measure(self.facts.threads))
 
     def close(self) -> None:
         self._client.close()
