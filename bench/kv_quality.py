@@ -8,9 +8,14 @@ python bench/kv_quality.py smollm2-135m --lengths 2048 8192 --tokens 4000 8000  
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+
+import numpy as np
+import numpy.typing as npt
 
 from ridgeline.engine.config import EngineConfig
 from ridgeline.memory.spans import kept_blocks
@@ -32,6 +37,19 @@ def kept_bytes(scorer: Scorer, length: int) -> int:
     return sum(blocks * pool.nbytes // pool.blocks for blocks, pool in zip(closed, pools, strict=True))
 
 
+class Remembered:
+    """The parent's logits of every window, computed once and kept: 200 KB a token of SmolLM2."""
+
+    def __init__(self, parent: Scorer) -> None:
+        self.vocabulary, self._parent = parent.vocabulary, parent
+        self._pieces: dict[tuple[int, ...], list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] = {}
+
+    def logits(self, window: Sequence[int]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        if tuple(window) not in self._pieces:
+            self._pieces[tuple(window)] = list(self._parent.logits(window))
+        return iter(self._pieces[tuple(window)])
+
+
 def measure(asked: argparse.Namespace, length: int, tokens: int) -> list[dict[str, object]]:
     """One row for each storage under each retention asked for, at windows of `length` tokens."""
     model, text, threads = asked.model, asked.text, asked.threads
@@ -42,16 +60,18 @@ def measure(asked: argparse.Namespace, length: int, tokens: int) -> list[dict[st
     bos = described.spec.bos if described.spec.add_bos else None
     windows = windows_of(tokenizer.encode(named_text(text), add_bos=False), tokens, bos, length)
     rows: list[dict[str, object]] = []
-    for keep in asked.keep:
-        for kv in asked.kv:
-            parent = Scorer(EngineConfig(model, kv="bf16", threads=threads), length)
-            scorer = Scorer(EngineConfig(model, kv=kv, keep=keep, threads=threads), length)
+    with closing(Scorer(EngineConfig(model, kv="bf16", threads=threads), length)) as whole:
+        parent, parent_bytes = Remembered(whole), 0
+        for keep, kv in itertools.product(asked.keep, asked.kv):
+            if (kv, keep) == ("bf16", "all"):
+                continue  # that is the parent
             began = time.perf_counter()
-            with closing(parent), closing(scorer):
+            with closing(Scorer(EngineConfig(model, kv=kv, keep=keep, threads=threads), length)) as scorer:
                 quality = measure_quality(scorer, parent, windows, lambda token: len(tokenizer.piece(token)), text)
+                parent_bytes = parent_bytes or kept_bytes(whole, length)
                 row = {
                     "length": length, "kv": kv, "keep": keep, "tokens": quality.tokens,
-                    "kv_bytes": kept_bytes(scorer, length), "parent_kv_bytes": kept_bytes(parent, length),
+                    "kv_bytes": kept_bytes(scorer, length), "parent_kv_bytes": parent_bytes,
                     "perplexity": quality.perplexity, "parent_perplexity": quality.parent_perplexity,
                     "kl": quality.kl, "kl_p99": quality.kl_p99, "agreement": quality.agreement,
                     "seconds": time.perf_counter() - began,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -125,8 +126,16 @@ class Scorer:
         self.engine.close()
 
 
+class Scores(Protocol):
+    """What a Scorer does; bench/kv_quality.py has one that remembers."""
+
+    @property
+    def vocabulary(self) -> int: ...
+    def logits(self, window: Many[int], /) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]: ...
+
+
 def measure_quality(
-    scorer: Scorer, parent: Scorer | None, windows: Many[Many[int]], bytes_of: Callable[[int], int], text: str,
+    scorer: Scores, parent: Scores | None, windows: Many[Many[int]], bytes_of: Callable[[int], int], text: str,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Quality:  # fmt: skip
     """Perplexity of `scorer` on the windows and, with a parent, how far it is from it. progress: tokens just scored."""
