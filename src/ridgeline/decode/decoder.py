@@ -7,8 +7,9 @@ sees blocks or budgets and never writes a Sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from ridgeline.state.plan import Entry, RowResult, SequenceId
 from ridgeline.state.sequence import Sequence, Tree
@@ -17,8 +18,7 @@ MODEL = "model"
 PLAIN = Tree()
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """Compute in `program` what it has not computed of the sequence's known tokens, then `tree`.
 
     is_choosing: a token is to be chosen after the last one; a program other than the model may just follow along.
@@ -31,8 +31,7 @@ class Ask:
     needs_laws: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True, gc=False):
     """tokens: chosen, in order; they become known. places: of the entry's guessed tokens that stay computed, in order.
     tree: the sequence's guesses from now on."""
 

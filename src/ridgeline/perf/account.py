@@ -65,6 +65,7 @@ class StepTable(msgspec.Struct, frozen=True):
     accepted: int = 0
     tokens_cached: int = 0
     transfer_ns: int = 0
+    native_ns: int = 0  # inside native calls; the rest of the steps' time is this process's own
     experts: bytes = b""
     memory: dict[str, Any] = {}  # what the memory reports, since the engine's start
 
@@ -120,7 +121,7 @@ class Account:
         self._tokens_recomputed = 0
         self._others: dict[str, list[int]] = {}  # [steps, entries, tokens]
         self._other_ns: dict[str, npt.NDArray[np.int64]] = {}
-        self._guessed = self._accepted = self._tokens_cached = self._transfer_ns = 0
+        self._guessed = self._accepted = self._tokens_cached = self._transfer_ns = self._native_ns = 0
 
     # -- StepObserver
 
@@ -128,6 +129,7 @@ class Account:
         gap = self._gap(result.started_s)
         sums: dict[int, list[int]] = {}
         self._transfer_ns += result.transfer_ns
+        self._native_ns += result.native_ns
         for name, line_ns in result.others.items():
             self._other_ns[name] = self._other_ns[name] + line_ns if name in self._other_ns else line_ns
             self._others.setdefault(name, [0, 0, 0])[0] += 1
@@ -197,6 +199,7 @@ class Account:
             self._accepted,
             self._tokens_cached,
             self._transfer_ns,
+            self._native_ns,
             self._experts.tobytes(),
         )
 

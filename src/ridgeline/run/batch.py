@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -133,7 +133,7 @@ class NativeBatch:
             for wanted in entry.rows:
                 result = self._result(row, wanted)
                 if wanted.law:
-                    result = replace(result, law=self._laws[laws].copy())
+                    result = msgspec.structs.replace(result, law=self._laws[laws].copy())
                     laws += 1
                 entry_rows.append(result)
                 row += 1

@@ -55,4 +55,5 @@ def _joined(rows: tuple[tuple[RowResult, ...], ...], results: Mapping[str, StepR
         {name: r.line_ns for name, r in results.items() if name != "model" and r.line_ns is not None},
         sum(result.transfer_ns for result in results.values()),
         model.experts if model is not None else None,
+        sum(result.native_ns for result in results.values()),
     )

@@ -91,6 +91,7 @@ class Runner:
         self._check(plan)
         started = self._clock.now()
         calls = self.native_calls
+        native_ns = 0
         batch = self._batch
         transfer_ns = self._mover.run(plan.transfers) if plan.transfers else 0
         if not plan.entries:
@@ -99,7 +100,9 @@ class Runner:
         step = TorchStep(plan, self.pools, self._tensors, self._device, self.states) if self._is_mixed else None
         for start, stop, tape in self._segments:
             if tape is not None:
+                began_ns = time.perf_counter_ns()
                 native.execute(self._team, tape, self._arena, self._scratch, self._pools, batch.struct)
+                native_ns += time.perf_counter_ns() - began_ns
                 self.native_calls += 1
             else:
                 self._run_reference(step, start, stop, plan)
@@ -110,7 +113,8 @@ class Runner:
         experts = float(batch.line_experts[self._routes].mean()) if self._routes else None
         ended, calls = self._clock.now(), self.native_calls - calls
         return StepResult(
-            rows, started, ended, self._line_ns.copy(), calls, transfer_ns=transfer_ns, experts=experts
+            rows, started, ended, self._line_ns.copy(), calls, transfer_ns=transfer_ns, experts=experts,
+            native_ns=native_ns,
         )  # fmt: skip
 
     def collect(self, ticket: object) -> StepResult:

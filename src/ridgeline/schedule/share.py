@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -23,8 +23,7 @@ from .rows import count_rows, fit_rows, make_guess_rows, make_rows
 OWN_DRAWS = 0xD2AF7  # keeps another program's draws independent of the model's, where the law needs that
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """An entry and what was asked for; `ask.tree` is empty when the guesses found no room."""
 
     sequence: Sequence
@@ -75,7 +74,7 @@ def _for_model(
         rows = budget.rows + 1 - count_rows(sequence, count)
         is_whole = count == sequence.tokens_to_compute and len(tree) <= min(room, rows)
         if not (is_whole and memory.reserve(sequence, start, count + len(tree))):
-            tree, ask = PLAIN, replace(ask, tree=PLAIN)
+            tree, ask = PLAIN, msgspec.structs.replace(ask, tree=PLAIN)
     known = tuple(sequence.tokens[start : start + count])
     parents: tuple[int, ...] = ()
     if not tree.is_chain:
