@@ -1,8 +1,8 @@
 """The host path: what this process does between two native calls (issue 4), by part and by batch size.
 
 python bench/host_path.py MODEL.gguf [--batches 1 8 32 64] [--steps 128] [--pairs 30] [--through]
-Host time of a step = its wall time, events encoded, minus the nanoseconds inside native calls. Only steps in which every
-entry is one token count. Prints tables; the last line is one JSON document.
+Host time of a step = its wall time, events encoded, minus the nanoseconds inside native calls. Only steps in which
+every entry is one token count. Prints tables; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def watch_parts(engine: Engine, parted: Parted) -> None:
     scheduler = engine.scheduler
     for owner, method, part in (
         (scheduler, "plan", "plan"), (scheduler.memory, "reserve", "reserve blocks"),
-        (runner, "submit", "submit"), (runner, "_check", "check the plan"), (runner._batch, "fill", "fill the batch"),
+        (runner, "submit", "submit"), (runner._batch, "fill", "fill the batch"),
         (runner._batch, "results", "read results"), (engine.observer, "on_step", "account"),
         (scheduler, "commit", "commit, events"), (scheduler.memory, "advance", "publish blocks"),
     ):  # fmt: skip

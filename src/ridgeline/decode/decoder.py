@@ -76,7 +76,7 @@ class Autoregressive:
         return [self._plain] * len(running)
 
     def settle(self, sequence: Sequence, ask: Ask, entry: Entry, answers: Many[RowResult]) -> Settled:
-        return Settled(tuple(answer.token for answer in answers))
+        return Settled(tuple([answer.token for answer in answers]))
 
     def cannot(self, sequence: Sequence, program: str) -> None:
         pass

@@ -18,7 +18,7 @@ from ridgeline.state.transfer import MoveTokens, PackTokens, Transfer
 
 from .pool import BlockPool
 from .sharing import Held, Sharing, shareable
-from .spans import blocks_for, dropped_blocks, most_blocks, slot_of
+from .spans import blocks_for, dropped_blocks, most_blocks, next_due, slot_of
 from .storage.storage import BLOCK_TOKENS
 from .table import Table
 from .tiers import TIERS, Tiers
@@ -69,6 +69,8 @@ class BlockMemory:
 
     def reserve(self, sequence: Sequence, computed: int, tokens: int) -> bool:
         held = self._held.get(sequence.id)
+        if held is not None and computed + tokens <= held.room:
+            return True
         tables = held.tables if held else self._tables()
         missing = []
         for reach, table in zip(self.reaches, tables, strict=True):
@@ -89,7 +91,10 @@ class BlockMemory:
         for table, blocks in zip(tables, taken, strict=True):
             table.append(blocks or [])
         if held is None:
-            self._held[sequence.id] = Held(tables)
+            held = self._held[sequence.id] = Held(tables)
+        held.views = None
+        if not self._packs:
+            held.room = BLOCK_TOKENS * min(table.length for table in tables)
         return True
 
     def _make_room(self, count: int) -> None:
@@ -108,7 +113,7 @@ class BlockMemory:
 
     def blocks_of(self, sequence: Sequence) -> tuple[Ints, ...]:
         """int32 [blocks] for every group, views: later appends go behind them."""
-        return tuple(table.view() for table in self._held[sequence.id].tables)
+        return self._held[sequence.id].look()
 
     def slots_of(self, sequence: Sequence, computed: int) -> tuple[int, ...]:
         return tuple(slot_of(reach, computed) for reach in self.reaches) if self._packs else ()
@@ -153,16 +158,18 @@ class BlockMemory:
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         held = self._held.get(sequence.id)
-        if held is None:
+        if held is None or computed < held.due:
             return
         if self.sharing is not None:
             self.sharing.publish(held, sequence.tokens, computed)
             return
+        held.due = min(next_due(reach, computed) for reach in self.reaches)
         for group, (reach, pool, table) in enumerate(zip(self.reaches, self.pools, held.tables, strict=True)):
             if reach.heavy:
                 self._pack(group, held, computed)
-            elif not reach.is_everything:
-                pool.free(table.drop(*dropped_blocks(reach, computed)))
+            elif not reach.is_everything and (gone := table.drop(*dropped_blocks(reach, computed))):
+                pool.free(gone)
+                held.views = None
         held.kept = computed
 
     def _pack(self, group: int, held: Held, computed: int) -> None:
@@ -174,6 +181,7 @@ class BlockMemory:
                 PackTokens(group, table.view(), slots, reach.sinks, reach.heavy, reach.window, self.program)
             )
             self.pools[group].free(table.cut(blocks_for(reach.budget)))
+            held.views = None
 
     def keep_places(self, sequence: Sequence, computed: int, places: tuple[int, ...]) -> None:
         held = self._held[sequence.id]
@@ -220,6 +228,8 @@ class BlockMemory:
         return {"saved": tiers.saved, "loaded": tiers.loaded, **held, "break even": even}
 
     def check(self) -> None:
+        if any(held.views and any(map(_differ, held.views, held.tables)) for held in self._held.values()):
+            raise InvariantError("a table has changed and plans are still given the old one")
         for group, pool in enumerate(self.pools):
             pool.check()
             tables = Counter(block for held in self._held.values() for block in held.tables[group].blocks())
@@ -230,3 +240,7 @@ class BlockMemory:
                 raise InvariantError(f"{pool.held_blocks} blocks are held but {len(tables)} are in block tables")
         if self.sharing is not None:
             self.sharing.tree.check()
+
+
+def _differ(view: Ints, table: Table) -> bool:
+    return view.tolist() != table.view().tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ridgeline.state.plan import Ints
 from ridgeline.state.sequence import Sequence
 from ridgeline.state.transfer import CopyBlock, Transfer
 
@@ -21,7 +22,8 @@ from .tiers import Tiers
 @dataclass(slots=True)
 class Held:
     """path: nodes of the tree whose blocks stand first in the tables. promises: nodes after them it will compute.
-    tail: a node that names its first block after the path. kept: tokens that every table has been cut to."""
+    tail: a node that names its first block after the path. kept: tokens that every table has been cut to.
+    room: tokens that certainly fit into the blocks held. due: computed tokens before which there is nothing to do."""
 
     tables: tuple[Table, ...]
     salt: str = ""
@@ -29,6 +31,15 @@ class Held:
     promises: list[Node] = field(default_factory=list)
     tail: Node | None = None
     kept: int = 0
+    room: int = 0
+    due: int = 0
+    views: tuple[Ints, ...] | None = None  # of the tables; None: one has changed since they were looked at
+
+    def look(self) -> tuple[Ints, ...]:
+        """The tables as entries see them: the same object as long as none has changed."""
+        if self.views is None:
+            self.views = tuple([table.view() for table in self.tables])
+        return self.views
 
     @property
     def shared_tokens(self) -> int:
@@ -52,6 +63,7 @@ class Sharing:
 
     def take(self, held: Held, match: Match) -> int:
         """Put what was found into the tables, as far as there is room for it; how many tokens that is."""
+        held.views = None
         for node in match.path:
             if node.blocks is None:
                 if (own := self._new_blocks()) is None or not node.is_ready:  # making room may have taken it
@@ -120,6 +132,7 @@ class Sharing:
                 node = self.tree.publish(self._last(held), tokens, own)
             for pool, table, mine, block in zip(self.pools, held.tables, own, node.blocks or (), strict=True):
                 if mine != block:  # somebody was first with the same tokens: their block is as good as ours
+                    held.views = None
                     pool.share(block)
                     table.replace(index, block)
                     pool.free([mine])
@@ -127,6 +140,8 @@ class Sharing:
             if held.promises:
                 self.tree.withdraw(held.promises.pop(0))
         self._publish_tail(held, computed)
+        is_tail_next = len(held.promises) == 1
+        held.due = held.shared_tokens + (len(held.promises[0].tokens) if is_tail_next else BLOCK_TOKENS)
 
     def _publish_tail(self, held: Held, computed: int) -> None:
         """What was promised of a block that is not full is there once it is computed."""

@@ -30,6 +30,13 @@ def dropped_blocks(reach: Reach, computed: int) -> tuple[int, int]:
     return blocks_for(reach.sinks), max(0, computed - reach.window) // BLOCK_TOKENS
 
 
+def next_due(reach: Reach, computed: int) -> int:
+    """The next count of computed tokens, after this one, at which there may be blocks to give back."""
+    if reach.heavy:
+        return computed + PACK - computed % PACK
+    return computed + BLOCK_TOKENS - (computed - reach.window) % BLOCK_TOKENS
+
+
 def most_blocks(reach: Reach, tokens: int, step_tokens: int) -> int:
     """The most that a sequence of at most `tokens` tokens ever holds in a group, `step_tokens` computed at a time."""
     if reach.is_everything:

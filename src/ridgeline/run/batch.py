@@ -1,4 +1,7 @@
-"""NativeBatch: the step's arrays in the layout of RlBatch, allocated once and refilled for every plan."""
+"""NativeBatch: the step's arrays in the layout of RlBatch, allocated once; a plan writes what differs from the last.
+
+Refuses plans that do not fit: whatever is wrong with a plan is said here, before anything runs.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import ctypes
 from collections import Counter
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ridgeline.kernels import native
+from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
-from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan
+from ridgeline.state.plan import Entry, Ints, LogitRow, RowResult, StepPlan
 from ridgeline.state.request import MAX_LOGPROBS
 
 from .arena import StepLimits
+
+MOST_BRANCHED = 64  # tokens of an entry with parents: a native mask has 64 bits
 
 # Mirrors RlSampling; checked against the ctypes struct below so that the two cannot drift apart.
 SAMPLING = np.dtype(
@@ -32,7 +37,11 @@ SAMPLING = np.dtype(
 
 
 class NativeBatch:
-    """fill(plan) before the call, results(plan) after it. Arrays are int32 unless named otherwise."""
+    """fill(plan) before the call, results(plan) after it. Arrays are int32 unless named otherwise.
+
+    The arrays keep what the last plan wrote, and fill writes what differs from it: in a plan that only goes on with the
+    same sequences that is their tokens and positions. What stays the same costs the host path nothing.
+    """
 
     def __init__(
         self, limits: StepLimits, line_ns: npt.NDArray[np.int64], groups: int = 1, states: RecurrentPool | None = None,
@@ -41,7 +50,7 @@ class NativeBatch:
         """groups: KvGroups of the program, each with block tables and slots of its own. vocabulary: of the head."""
         if SAMPLING.itemsize != ctypes.sizeof(native.RlSampling):
             raise AssertionError("SAMPLING and RlSampling differ")
-        self._limits, self._groups, self._vocabulary = limits, groups, vocabulary
+        self._limits, self._groups, self._vocabulary, self._states = limits, groups, vocabulary, states
         self._laws = np.zeros((0, vocabulary), np.float32)  # grows when a row asks for its distribution
         self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS if groups else 1
         tokens, rows, sequences = limits.tokens, max(limits.logit_rows, 1), limits.sequences
@@ -55,8 +64,9 @@ class NativeBatch:
         self._logprob = np.zeros(rows, np.float32)
         self._top_logprobs = np.zeros((rows, MAX_LOGPROBS), np.float32)
         self._sampling = np.zeros(rows, SAMPLING)
+        self._sampling_position = self._sampling["position"]
+        self._state_slot = _ints(sequences)
         self.line_experts = _ints(len(line_ns))
-        self._range = np.arange(limits.context, dtype=np.int32)
         batch = native.RlBatch()
         batch.table_stride = self._table_stride
         for field, array in (
@@ -68,85 +78,179 @@ class NativeBatch:
         ):  # fmt: skip
             setattr(batch, field, array.ctypes.data)
         self.struct = batch
-        self._kept: tuple[Any, ...] = ()
-        self._state_slot = _ints(sequences)
+        self._slots_pointer, self._tree_pointer = self._slots.ctypes.data, self._tree.ctypes.data
         if states is not None:
             native.set_states(batch, states)
             batch.state_slot = self._state_slot.ctypes.data
+        # What the arrays hold. counts: tokens by entry. blocks, room: an entry's block tables as they were given, and
+        # the slots they cover. keys: of a logit row everything but its position; None: never the same again.
+        self._counts: list[int] = []
+        self._logit_tokens: list[int] = []
+        self._blocks: list[tuple[Ints, ...] | None] = []
+        self._room: list[int] = []
+        self._keys: list[tuple[Any, ...] | None] = [None] * rows
+        self._pointed: tuple[Any, ...] = ()
 
     def fill(self, plan: StepPlan) -> None:
-        entries, tokens = len(plan.entries), plan.tokens
-        tables = self._table[: self._groups * entries * self._table_stride].reshape(
-            self._groups, entries, self._table_stride
+        """InvariantError (nothing is half run then) for a plan over the limits, or one that runs past its blocks."""
+        entries = plan.entries
+        if len(entries) > self._limits.sequences:
+            raise self._too_large(plan)
+        if len(entries) != len(self._blocks):  # the tables of a group lie one behind another: all of them move
+            self._blocks, self._room = [None] * len(entries), [0] * len(entries)
+        blocks, room, context = self._blocks, self._room, self._limits.context
+        ids: list[int] = []
+        positions: list[int] = []
+        counts: list[int] = []
+        logit_tokens: list[int] = []
+        rows: list[LogitRow] = []
+        has_slots = has_trees = False
+        for index, entry in enumerate(entries):
+            tokens, start = entry.tokens, entry.start
+            token, end = len(ids), start + len(tokens)
+            ids += tokens
+            positions += range(start, end)
+            counts.append(len(tokens))
+            if entry.blocks is not blocks[index]:
+                self._fill_tables(index, len(entries), entry)
+            if end > room[index] or end > context:
+                self._check_room(entry)
+            for row in entry.rows:
+                rows.append(row)
+                logit_tokens.append(token + row.offset)
+            if entry.slots:
+                has_slots = True
+            if entry.parents:
+                has_slots = has_trees = True
+        if len(ids) > self._limits.tokens or len(rows) > self._limits.logit_rows:
+            raise self._too_large(plan)
+        self._ids[: len(ids)] = ids
+        self._positions[: len(ids)] = positions
+        if counts != self._counts:
+            self._first[1 : len(counts) + 1] = np.cumsum(counts)
+            self._sequence_of[: len(ids)] = np.repeat(np.arange(len(counts)), counts)
+            self._counts = counts
+        if logit_tokens != self._logit_tokens:
+            self._logit_token[: len(rows)] = logit_tokens
+            self._logit_tokens = logit_tokens
+        self._fill_sampling(rows)
+        if self._states is not None:
+            self._fill_states(entries, self._states.slots)
+        if has_slots:
+            self._fill_slots(entries, len(ids))
+        if has_trees:
+            self._fill_trees(entries)
+        struct = self.struct
+        struct.tokens, struct.sequences, struct.logit_rows = len(ids), len(entries), len(rows)
+        struct.slots = self._slots_pointer if has_slots else None
+        struct.tree = self._tree_pointer if has_trees else None
+
+    def _too_large(self, plan: StepPlan) -> InvariantError:
+        rows = sum(len(entry.rows) for entry in plan.entries)
+        return InvariantError(
+            f"a step of {plan.tokens} tokens, {rows} logit rows and {len(plan.entries)} sequences was planned; "
+            f"the runner is built for {self._limits}"
         )
+
+    def _check_room(self, entry: Entry) -> None:
+        """Slots differ from positions once something was packed, so a long sequence may have enough after all."""
+        tokens = len(entry.tokens)
+        room = (len(blocks) * BLOCK_TOKENS - entry.slot(group) for group, blocks in enumerate(entry.blocks))
+        if entry.start + tokens > self._limits.context or min(room, default=tokens) < tokens:
+            raise InvariantError(f"sequence {entry.sequence} would run past its blocks or the context")
+
+    def _fill_tables(self, index: int, entries: int, entry: Entry) -> None:
+        """A table that is the same object holds the same blocks: state.plan.Entry."""
+        for group, blocks in enumerate(entry.blocks):
+            begin = (group * entries + index) * self._table_stride
+            count = min(len(blocks), self._table_stride)
+            self._table[begin : begin + count] = blocks[:count]
+        self._blocks[index] = entry.blocks
+        self._room[index] = BLOCK_TOKENS * min(map(len, entry.blocks), default=self._limits.context)
+
+    def _fill_states(self, entries: tuple[Entry, ...], slots: int) -> None:
+        for index, entry in enumerate(entries):
+            if not 0 <= entry.state < slots or entry.parents:
+                raise InvariantError(
+                    f"sequence {entry.sequence} has no slot of recurrent state, or branches without one"
+                )
+            self._state_slot[index] = entry.state
+
+    def _fill_slots(self, entries: tuple[Entry, ...], tokens: int) -> None:
         slots = self._slots[: self._groups * tokens].reshape(self._groups, tokens)
-        has_trees = any(entry.parents for entry in plan.entries)
-        has_slots = has_trees or any(entry.slots for entry in plan.entries)
-        token = row = laws = 0
+        token = 0
+        for entry in entries:
+            count = len(entry.tokens)
+            for group in range(self._groups):
+                slots[group, token : token + count] = range(entry.slot(group), entry.slot(group) + count)
+            token += count
+
+    def _fill_trees(self, entries: tuple[Entry, ...]) -> None:
+        """Masks of trees, and positions by depth."""
+        token = 0
+        for entry in entries:
+            self._tree[token : token + len(entry.tokens)] = 0
+            if entry.parents:
+                _check_tree(entry)
+            seen: list[int] = []
+            for place, parent in enumerate(entry.parents):
+                seen.append((seen[parent] if parent >= 0 else 0) | 1 << place)
+                self._positions[token + place] = entry.start + seen[place].bit_count() - 1
+            self._tree[token : token + len(seen)] = seen
+            token += len(entry.tokens)
+
+    def _fill_sampling(self, rows: list[LogitRow]) -> None:
+        """A row's record stays while nothing but its position changes; histories and biases are written anew."""
+        keys = self._keys
         history: list[tuple[int, int]] = []
         bias: list[tuple[int, float]] = []
-        for index, entry in enumerate(plan.entries):
-            count = len(entry.tokens)
-            span = slice(token, token + count)
-            self._ids[span] = entry.tokens
-            self._positions[span] = self._range[entry.start : entry.start + count]
-            self._sequence_of[span] = index
-            self._first[index] = token
-            self._state_slot[index] = entry.state
-            for group in range(self._groups):
-                first = entry.slot(group)
-                needed = (first + count + BLOCK_TOKENS - 1) // BLOCK_TOKENS
-                tables[group, index, :needed] = entry.blocks[group][:needed]
-                if has_slots:
-                    slots[group, span] = self._range[first : first + count]
-            if has_trees:
-                self._tree[span] = 0
-                self._branch(entry, token)
-            for wanted in entry.rows:
-                self._logit_token[row] = token + wanted.offset
-                self._sampling[row] = self._packed(wanted, history, bias, laws + 1 if wanted.law else 0)
-                laws += wanted.law
-                row += 1
-            token += count
+        laws = 0
+        for index, row in enumerate(rows):
+            law = 0
+            if row.law:
+                laws += 1
+                law = laws
+            sampling = row.sampling
+            if row.history is None and not sampling.logit_bias:
+                key = (sampling, row.choice, row.target, row.logprobs, law)
+                if key == keys[index]:
+                    continue
+                keys[index] = key
+            else:
+                keys[index] = None
+            self._sampling[index] = self._packed(row, history, bias, law)
+        if rows:
+            self._sampling_position[: len(rows)] = [row.position for row in rows]
         if laws > len(self._laws):
             self._laws = np.zeros((laws, self._vocabulary), np.float32)
-        self.struct.laws = self._laws.ctypes.data
-        self._first[len(plan.entries)] = token
-        self.struct.tokens, self.struct.sequences, self.struct.logit_rows = token, len(plan.entries), row
-        self.struct.slots = self._slots.ctypes.data if has_slots else None
-        self.struct.tree = self._tree.ctypes.data if has_trees else None
-        self._point(history, bias)
-
-    def _branch(self, entry: Entry, token: int) -> None:
-        """Masks and positions of a tree whose first token is the batch's `token`."""
-        seen: list[int] = []
-        for place, parent in enumerate(entry.parents):
-            seen.append((seen[parent] if parent >= 0 else 0) | 1 << place)
-            self._positions[token + place] = entry.start + seen[place].bit_count() - 1
-        self._tree[token : token + len(seen)] = seen
+            self.struct.laws = self._laws.ctypes.data
+        if history or bias:
+            self._point(history, bias)
 
     def results(self, plan: StepPlan) -> tuple[tuple[RowResult, ...], ...]:
+        """Every entry's answers, a row each."""
         answers = []
         row = laws = 0
+        sampled: list[int] = self._sampled[: len(self._logit_tokens)].tolist()
         for entry in plan.entries:
-            entry_rows = []
+            found = []
             for wanted in entry.rows:
-                result = self._result(row, wanted)
+                token = sampled[row] if wanted.target < 0 else wanted.target
+                law = None
                 if wanted.law:
-                    result = msgspec.structs.replace(result, law=self._laws[laws].copy())
+                    law = self._laws[laws].copy()
                     laws += 1
-                entry_rows.append(result)
+                found.append(
+                    RowResult(token, law=law) if wanted.logprobs < 0 else self._scored(row, wanted, token, law)
+                )
                 row += 1
-            answers.append(tuple(entry_rows))
+            answers.append(tuple(found))
         return tuple(answers)
 
-    def _result(self, row: int, wanted: LogitRow) -> RowResult:
-        token = int(self._sampled[row]) if wanted.target < 0 else wanted.target
-        if wanted.logprobs < 0:
-            return RowResult(token)
-        ids, values = self._top_ids[row], self._top_logprobs[row]
-        top = tuple((int(ids[i]), float(values[i])) for i in range(wanted.logprobs))
-        return RowResult(token, float(self._logprob[row]), int(self._rank[row]), top)
+    def _scored(self, row: int, wanted: LogitRow, token: int, law: npt.NDArray[np.float32] | None) -> RowResult:
+        ids, values = self._top_ids[row].tolist(), self._top_logprobs[row].tolist()
+        top = tuple(zip(ids[: wanted.logprobs], values[: wanted.logprobs], strict=True))
+        return RowResult(token, float(self._logprob[row]), int(self._rank[row]), top, law)
 
     def _packed(
         self, row: LogitRow, history: list[tuple[int, int]], bias: list[tuple[int, float]], law: int
@@ -167,16 +271,23 @@ class NativeBatch:
         )  # fmt: skip
 
     def _point(self, history: list[tuple[int, int]], bias: list[tuple[int, float]]) -> None:
-        if not history and not bias:
-            return
         ids = np.array([token for token, _ in history] or [0], np.int32)
         counts = np.array([count for _, count in history] or [0], np.int32)
         bias_ids = np.array([token for token, _ in bias] or [0], np.int32)
         values = np.array([value for _, value in bias] or [0], np.float32)
-        self._kept = (ids, counts, bias_ids, values)  # alive until the next fill
+        self._pointed = (ids, counts, bias_ids, values)  # alive until the next fill
         self.struct.history_ids, self.struct.history_counts = ids.ctypes.data, counts.ctypes.data
         self.struct.bias_ids, self.struct.bias_values = bias_ids.ctypes.data, values.ctypes.data
 
 
 def _ints(*shape: int) -> npt.NDArray[np.int32]:
     return np.zeros(shape, np.int32)
+
+
+def _check_tree(entry: Entry) -> None:
+    if len(entry.parents) != len(entry.tokens) or len(entry.tokens) > MOST_BRANCHED:
+        raise InvariantError(
+            f"a tree of {len(entry.parents)} parents for {len(entry.tokens)} tokens; at most {MOST_BRANCHED} can branch"
+        )
+    if entry.parents[0] != -1 or any(not -1 <= parent < place for place, parent in enumerate(entry.parents)):
+        raise InvariantError(f"parents come before their children, and the first token has none: {entry.parents}")

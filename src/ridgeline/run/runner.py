@@ -20,7 +20,7 @@ from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.ops.op import TOKENS, Value
 from ridgeline.ops.program import Program
-from ridgeline.state.plan import Entry, RowResult, StepPlan, StepResult
+from ridgeline.state.plan import RowResult, StepPlan, StepResult
 
 from .arena import StepLimits, plan_arena
 from .batch import NativeBatch
@@ -28,8 +28,6 @@ from .bind import Bound
 from .emit import Emitter, quantised_values
 from .torch_body import TensorCache, TorchStep, run_line
 from .transfers import Mover
-
-MOST_BRANCHED = 64  # tokens of an entry with parents: a native mask has 64 bits
 
 
 def arena_bytes(bound: Bound, limits: StepLimits) -> int:
@@ -88,15 +86,15 @@ class Runner:
     # -- StepRunner
 
     def submit(self, plan: StepPlan) -> StepResult:
-        self._check(plan)
         started = self._clock.now()
         calls = self.native_calls
         native_ns = 0
         batch = self._batch
+        if plan.entries:
+            batch.fill(plan)  # first: it refuses what cannot run
         transfer_ns = self._mover.run(plan.transfers) if plan.transfers else 0
         if not plan.entries:
             return StepResult((), started, self._clock.now(), transfer_ns=transfer_ns)
-        batch.fill(plan)
         step = TorchStep(plan, self.pools, self._tensors, self._device, self.states) if self._is_mixed else None
         for start, stop, tape in self._segments:
             if tape is not None:
@@ -148,26 +146,6 @@ class Runner:
 
     # -- inside
 
-    def _check(self, plan: StepPlan) -> None:
-        limits = self.limits
-        rows = sum(len(entry.rows) for entry in plan.entries)
-        if plan.tokens > limits.tokens or rows > limits.logit_rows or len(plan.entries) > limits.sequences:
-            raise InvariantError(
-                f"a step of {plan.tokens} tokens, {rows} logit rows and {len(plan.entries)} sequences was planned; "
-                f"the runner is built for {limits}"
-            )
-        for entry in plan.entries:
-            tokens = len(entry.tokens)
-            room = (len(entry.blocks[g]) * pool.block_tokens - entry.slot(g) for g, pool in enumerate(self.pools))
-            if entry.start + tokens > limits.context or min(room, default=tokens) < tokens:
-                raise InvariantError(f"sequence {entry.sequence} would run past its blocks or the context")
-            if entry.parents:
-                _check_tree(entry)
-            if self.states is not None and (not 0 <= entry.state < self.states.slots or entry.parents):
-                raise InvariantError(
-                    f"sequence {entry.sequence} has no slot of recurrent state, or branches without one"
-                )
-
     def _run_reference(self, step: TorchStep | None, start: int, stop: int, plan: StepPlan) -> None:
         if step is None:
             raise InvariantError("a reference segment without a reference step")
@@ -195,15 +173,6 @@ class Runner:
         begin = self._offsets[value.id]
         view = self._arena[begin : begin + rows * value.width * 4].view(np.float32)
         return view.reshape(rows, value.width)
-
-
-def _check_tree(entry: Entry) -> None:
-    if len(entry.parents) != len(entry.tokens) or len(entry.tokens) > MOST_BRANCHED:
-        raise InvariantError(
-            f"a tree of {len(entry.parents)} parents for {len(entry.tokens)} tokens; at most {MOST_BRANCHED} can branch"
-        )
-    if entry.parents[0] != -1 or any(not -1 <= parent < place for place, parent in enumerate(entry.parents)):
-        raise InvariantError(f"parents come before their children, and the first token has none: {entry.parents}")
 
 
 def _answered(result: RowResult | None) -> RowResult:

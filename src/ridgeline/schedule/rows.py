@@ -24,20 +24,25 @@ def fit_rows(sequence: Sequence, tokens: int, limit: int) -> int:
 
 def make_rows(sequence: Sequence, tokens: int, *, law: bool = False) -> tuple[LogitRow, ...]:
     """The rows that count_rows counts, in order of position. law: the choosing row also tells its distribution."""
-    request, sampling = sequence.request, sequence.request.sampling
-    start, end = sequence.tokens_computed, sequence.tokens_computed + tokens
-    rows: list[LogitRow] = []
-    if request.prompt_logprobs is not None:
-        for position in range(max(start, len(sequence.scored)), min(end, sequence.tokens_prompt - 1)):
-            target = request.prompt[position + 1]
-            rows.append(
-                LogitRow(position - start, position + 1, sampling, target=target, logprobs=request.prompt_logprobs)
-            )
-    if end == sequence.tokens_known and request.max_tokens > 0:
-        history = (tuple(sequence.tokens), sequence.tokens_prompt) if sampling.needs_history else None
-        logprobs = -1 if sampling.logprobs is None else sampling.logprobs
-        rows.append(LogitRow(tokens - 1, end, sampling, request.choice, logprobs=logprobs, history=history, law=law))
-    return tuple(rows)
+    request = sequence.request
+    end = sequence.tokens_computed + tokens
+    scores = () if request.prompt_logprobs is None else _score_rows(sequence, tokens, request.prompt_logprobs)
+    if end != len(sequence.tokens) or request.max_tokens == 0:
+        return scores
+    sampling = request.sampling
+    history = (tuple(sequence.tokens), sequence.tokens_prompt) if sampling.needs_history else None
+    logprobs = -1 if sampling.logprobs is None else sampling.logprobs
+    return (*scores, LogitRow(tokens - 1, end, sampling, request.choice, logprobs=logprobs, history=history, law=law))
+
+
+def _score_rows(sequence: Sequence, tokens: int, logprobs: int) -> tuple[LogitRow, ...]:
+    """One for every token of the prompt after the first that the next `tokens` tokens predict."""
+    start, request = sequence.tokens_computed, sequence.request
+    positions = range(max(start, len(sequence.scored)), min(start + tokens, sequence.tokens_prompt - 1))
+    return tuple(
+        LogitRow(at - start, at + 1, request.sampling, target=request.prompt[at + 1], logprobs=logprobs)
+        for at in positions
+    )
 
 
 def make_guess_rows(sequence: Sequence, tokens: int, tree: Tree, *, law: bool) -> tuple[LogitRow, ...]:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from ridgeline.decode.decoder import MODEL, PLAIN, Ask, Autoregressive, Decoder, Settled
 from ridgeline.kit.errors import CapacityError, InvariantError, UserError
 from ridgeline.state.event import Scored, TokenEvent
-from ridgeline.state.plan import RowResult, SequenceId, StepPlan, StepResult
+from ridgeline.state.plan import Entry, RowResult, SequenceId, StepPlan, StepResult
 from ridgeline.state.ports import SequenceMemory
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Rank, Sequence
@@ -120,8 +120,8 @@ class Scheduler:
         self._placed = share(self._asks(), self.options, self._memories, self.context)
         if not self._placed:
             return StepPlan(())
-        transfers = tuple(one for memory in self._memories.values() for one in memory.transfers())
-        plan = StepPlan(tuple(one.entry for one in self._placed), tuple(self._released), transfers)
+        transfers = tuple([one for memory in self._memories.values() for one in memory.transfers()])
+        plan = StepPlan(tuple([one.entry for one in self._placed]), tuple(self._released), transfers)
         self._released.clear()
         self._in_flight = plan
         self._flying = {sequence.id: sequence for sequence in self._running}
@@ -137,13 +137,14 @@ class Scheduler:
     def _hold_known(self) -> bool:
         """Blocks for every token the running sequences know, in order; True when somebody had to give theirs up."""
         evicted = False
-        index = 0
-        while index < len(self._running):
-            sequence = self._running[index]
-            if self.memory.reserve(sequence, sequence.tokens_computed, sequence.tokens_to_compute):
+        index, running = 0, self._running
+        while index < len(running):
+            sequence = running[index]
+            computed = sequence.tokens_computed
+            if self.memory.reserve(sequence, computed, len(sequence.tokens) - computed):
                 index += 1
                 continue
-            candidates = self._running[max(index, 1) :]  # never the one served first: it always finishes
+            candidates = running[max(index, 1) :]  # never the one served first: it always finishes
             if not candidates:
                 raise InvariantError(f"request {sequence.request.id!r} has the pool to itself and does not fit")
             self._preempt(self.policy.victim(candidates))
@@ -202,10 +203,14 @@ class Scheduler:
 
     def _asks(self) -> list[tuple[Sequence, Ask]]:
         """What the decoder wants of this step and there is room for, in the policy's order."""
-        wanted = []
+        wanted: list[tuple[Sequence, Ask]] = []
         for sequence, asks in zip(self._running, self.decoder.ask(self._running), strict=True):
-            possible = [ask for ask in asks if ask.program == MODEL or self._has_room(sequence, ask)]
-            wanted += [(sequence, ask) for ask in (possible if possible or not asks else [Ask()])]
+            before = len(wanted)
+            for ask in asks:
+                if ask.program == MODEL or self._has_room(sequence, ask):
+                    wanted.append((sequence, ask))
+            if asks and len(wanted) == before:
+                wanted.append((sequence, Ask()))
         return wanted
 
     def _has_room(self, sequence: Sequence, ask: Ask) -> bool:
@@ -270,18 +275,14 @@ class Scheduler:
 
     def _advance(self, placed: Placed, answers: tuple[RowResult, ...], at_s: float) -> TokenEvent | None:
         sequence, entry = placed.sequence, placed.entry
-        sequence.tokens_computed += len(entry.tokens) - entry.tentative
-        self.policy.served(sequence, len(entry.tokens))
-        choices = []
-        for row, answer in zip(entry.rows, answers, strict=True):
-            if row.target >= 0:
-                sequence.scored.append(_scored(answer))
-            else:
-                choices.append(answer)
+        request, count = sequence.request, len(entry.tokens)
+        sequence.tokens_computed += count - entry.tentative
+        self.policy.served(sequence, count)
+        choices = answers if request.prompt_logprobs is None else _take_scores(sequence, entry, answers)
         settled = self.decoder.settle(sequence, placed.ask, entry, choices) if choices else Settled(tree=sequence.tree)
-        chosen = self._become_known(sequence, placed, settled)
+        chosen = self._become_known(sequence, entry.tentative, settled)
         scored: tuple[Scored, ...] = ()
-        if chosen and sequence.request.sampling.logprobs is not None:
+        if chosen and request.sampling.logprobs is not None:
             scored = tuple(_scored(choices[place + 1]) for place in (-1, *settled.places)[: len(chosen)])
         reason = self._reason(sequence, chosen)
         if reason is not None:
@@ -291,20 +292,23 @@ class Scheduler:
         self.memory.advance(sequence, sequence.tokens_computed)
         return _event(sequence, at_s, chosen, scored) if chosen else None
 
-    def _become_known(self, sequence: Sequence, placed: Placed, settled: Settled) -> tuple[int, ...]:
+    def _become_known(self, sequence: Sequence, guessed: int, settled: Settled) -> tuple[int, ...]:
         """Chosen tokens, up to the first that ends the sequence; accepted guesses among them are computed already."""
-        request, before = sequence.request, sequence.tokens_known
-        chosen = settled.tokens[: max(0, min(request.max_tokens - sequence.tokens_output, self.context - before))]
+        request, before = sequence.request, len(sequence.tokens)
+        room = min(request.max_tokens - (before - len(request.prompt)), self.context - before)
+        chosen = settled.tokens[: max(0, room)]
         if not request.ignore_stop:
-            ends = (place for place, token in enumerate(chosen, 1) if token in request.stop_ids)
-            chosen = chosen[: next(ends, len(chosen))]
+            for place, token in enumerate(chosen, 1):
+                if token in request.stop_ids:
+                    chosen = chosen[:place]
+                    break
         accepted = settled.places[: len(chosen)]
-        if accepted != tuple(range(len(accepted))):
+        if accepted and accepted != tuple(range(len(accepted))):
             self.memory.keep_places(sequence, sequence.tokens_computed, accepted)
-        sequence.tokens.extend(chosen)
-        sequence.tokens_computed += len(accepted)
+        sequence.tokens += chosen
         sequence.tree = settled.tree
-        sequence.tokens_guessed += placed.entry.tentative
+        sequence.tokens_computed += len(accepted)
+        sequence.tokens_guessed += guessed
         sequence.tokens_accepted += len(accepted)
         for program, computed in sequence.computed_elsewhere.items():
             sequence.computed_elsewhere[program] = min(computed, before + len(accepted))
@@ -312,12 +316,12 @@ class Scheduler:
 
     def _reason(self, sequence: Sequence, chosen: tuple[int, ...]) -> str | None:
         """Why the sequence ends here, or None."""
-        request = sequence.request
+        request, known = sequence.request, len(sequence.tokens)
         if chosen and not request.ignore_stop and chosen[-1] in request.stop_ids:
             return "stop"
-        if sequence.tokens_output >= request.max_tokens and (chosen or not sequence.tokens_to_compute):
+        if known - len(request.prompt) >= request.max_tokens and (chosen or sequence.tokens_computed >= known):
             return "length"
-        return "length" if chosen and sequence.tokens_known >= self.context else None
+        return "length" if chosen and known >= self.context else None
 
     def _finish(
         self, sequence: Sequence, reason: str, at_s: float,
@@ -373,6 +377,17 @@ def _rank(sequence: Sequence) -> Rank:
     return sequence.rank
 
 
+def _take_scores(sequence: Sequence, entry: Entry, answers: tuple[RowResult, ...]) -> tuple[RowResult, ...]:
+    """Keeps the scores of the prompt; returns the answers of the rows that choose."""
+    choices = []
+    for row, answer in zip(entry.rows, answers, strict=True):
+        if row.target >= 0:
+            sequence.scored.append(_scored(answer))
+        else:
+            choices.append(answer)
+    return tuple(choices)
+
+
 def _scored(answer: RowResult) -> Scored:
     if answer.logprob is None or answer.rank is None:
         raise InvariantError("log-probabilities were asked for and not given")
@@ -382,17 +397,12 @@ def _scored(answer: RowResult) -> Scored:
 def _event(
     sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...], finish: str | None = None
 ) -> TokenEvent:
-    is_first = sequence.tokens_output == len(chosen)
+    prompt_scored: tuple[Scored, ...] = ()
+    if sequence.scored and sequence.tokens_output == len(chosen):  # its first event
+        prompt_scored = tuple(sequence.scored)
     return TokenEvent(
-        request=sequence.request.id,
-        tokens=chosen,
-        at_s=at_s,
-        scored=scored,
-        prompt_scored=tuple(sequence.scored) if is_first else (),
-        finish=finish,
-        preemptions=sequence.preemptions,
-        tokens_recomputed=sequence.tokens_recomputed,
+        sequence.request.id, chosen, at_s, scored, prompt_scored, finish,
+        preemptions=sequence.preemptions, tokens_recomputed=sequence.tokens_recomputed,
         tokens_cached=sequence.tokens_cached,
-        tokens_guessed=sequence.tokens_guessed,
-        tokens_accepted=sequence.tokens_accepted,
-    )
+        tokens_guessed=sequence.tokens_guessed, tokens_accepted=sequence.tokens_accepted,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from ridgeline.decode.decoder import MODEL, PLAIN, Ask
 from ridgeline.ops.sample import mix
 from ridgeline.state.plan import Entry, LogitRow
 from ridgeline.state.ports import SequenceMemory
-from ridgeline.state.sequence import Sequence
+from ridgeline.state.sequence import Sequence, Tree
 
 from .options import ScheduleOptions
 from .rows import count_rows, fit_rows, make_guess_rows, make_rows
@@ -41,18 +41,21 @@ def share(
     asks: Many[tuple[Sequence, Ask]], options: ScheduleOptions, memories: Mapping[str, SequenceMemory], context: int
 ) -> list[Placed]:
     """Entries in the order of `asks` (the policy's order), one an ask. Each program has the whole budget of a step."""
-    budgets: dict[str, _Budget] = {}
-    for program in memories:
-        asking = sum(ask.program == program for _, ask in asks)
-        budgets[program] = _Budget(options.step_tokens - asking, options.step_logit_rows - asking)
+    budgets = {program: _Budget(options.step_tokens, options.step_logit_rows) for program in memories}
+    for _, ask in asks:
+        budget = budgets[ask.program]
+        budget.tokens -= 1
+        budget.rows -= 1
     placed = []
     for sequence, ask in asks:
-        budget, memory = budgets[ask.program], memories[ask.program]
-        make = _for_model if ask.program == MODEL else _for_other
-        placed.append(make(sequence, ask, budget, memory, options, context))
-        entry = placed[-1].entry
-        budget.tokens -= len(entry.tokens) - 1
-        budget.rows -= max(len(entry.rows) - 1, 0)
+        program = ask.program
+        budget = budgets[program]
+        make = _for_model if program == MODEL else _for_other
+        one = make(sequence, ask, budget, memories[program], options, context)
+        placed.append(one)
+        budget.tokens -= len(one.entry.tokens) - 1
+        if len(one.entry.rows) > 1:
+            budget.rows -= len(one.entry.rows) - 1
     return placed
 
 
@@ -65,27 +68,42 @@ def want(sequence: Sequence, options: ScheduleOptions) -> int:
 def _for_model(
     sequence: Sequence, ask: Ask, budget: _Budget, memory: SequenceMemory, options: ScheduleOptions, context: int
 ) -> Placed:
-    start = sequence.tokens_computed
-    count = fit_rows(sequence, min(want(sequence, options), 1 + budget.tokens), 1 + budget.rows)
-    count = memory.longest(start, count)
+    start, known = sequence.tokens_computed, sequence.tokens
+    count = min(want(sequence, options), 1 + budget.tokens)
+    if count > 1:  # one token and its row are everybody's due
+        count = memory.longest(start, fit_rows(sequence, count, 1 + budget.rows))
     tree = ask.tree
-    if tree:
-        room = min(budget.tokens + 1, context - start, memory.longest(start, count + len(tree))) - count
-        rows = budget.rows + 1 - count_rows(sequence, count)
-        is_whole = count == sequence.tokens_to_compute and len(tree) <= min(room, rows)
-        if not (is_whole and memory.reserve(sequence, start, count + len(tree))):
-            tree, ask = PLAIN, msgspec.structs.replace(ask, tree=PLAIN)
-    known = tuple(sequence.tokens[start : start + count])
-    parents: tuple[int, ...] = ()
-    if not tree.is_chain:
-        parents = (*range(-1, count - 1), *(count + parent if parent >= 0 else count - 1 for parent in tree.parents))
-    rows_wanted = make_rows(sequence, count, law=ask.needs_laws and bool(tree))
+    if tree.tokens and not _is_taken_whole(sequence, tree, count, budget, memory, context):
+        tree, ask = PLAIN, msgspec.structs.replace(ask, tree=PLAIN)
+    tokens, parents = tuple(known[start : start + count]), ()
+    rows = make_rows(sequence, count, law=ask.needs_laws and bool(tree.tokens))
+    if tree.tokens:
+        tokens += tree.tokens
+        rows += make_guess_rows(sequence, count, tree, law=ask.needs_laws)
+        parents = _parents(tree, count)
     entry = Entry(
-        sequence.id, start, known + tree.tokens, memory.blocks_of(sequence),
-        rows_wanted + make_guess_rows(sequence, count, tree, law=ask.needs_laws),
-        slots=memory.slots_of(sequence, start), parents=parents, state=memory.state_of(sequence), tentative=len(tree),
+        sequence.id, start, tokens, memory.blocks_of(sequence), rows, slots=memory.slots_of(sequence, start),
+        parents=parents, state=memory.state_of(sequence), tentative=len(tree.tokens),
     )  # fmt: skip
     return Placed(sequence, ask, entry)
+
+
+def _is_taken_whole(
+    sequence: Sequence, tree: Tree, count: int, budget: _Budget, memory: SequenceMemory, context: int
+) -> bool:
+    """Whether there is room for all guesses behind the next `count` known tokens; their blocks are reserved then."""
+    start, guesses = sequence.tokens_computed, len(tree)
+    room = min(budget.tokens + 1, context - start, memory.longest(start, count + guesses)) - count
+    rows = budget.rows + 1 - count_rows(sequence, count)
+    is_whole = count == sequence.tokens_to_compute and guesses <= min(room, rows)
+    return is_whole and memory.reserve(sequence, start, count + guesses)
+
+
+def _parents(tree: Tree, count: int) -> tuple[int, ...]:
+    """Of an entry of `count` known tokens and then the tree's; () for a chain."""
+    if tree.is_chain:
+        return ()
+    return (*range(-1, count - 1), *(count + parent if parent >= 0 else count - 1 for parent in tree.parents))
 
 
 def _for_other(
