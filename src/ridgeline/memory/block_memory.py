@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from ridgeline.kit.errors import InvariantError
 from ridgeline.ops.kv import PACK, Reach
 from ridgeline.state.plan import Ints, SequenceId
@@ -243,4 +245,4 @@ class BlockMemory:
 
 
 def _differ(view: Ints, table: Table) -> bool:
-    return view.tolist() != table.view().tolist()
+    return not np.array_equal(view, table.view())

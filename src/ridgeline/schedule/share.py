@@ -75,7 +75,8 @@ def _for_model(
     tree = ask.tree
     if tree.tokens and not _is_taken_whole(sequence, tree, count, budget, memory, context):
         tree, ask = PLAIN, msgspec.structs.replace(ask, tree=PLAIN)
-    tokens, parents = tuple(known[start : start + count]), ()
+    tokens = tuple(known[start : start + count])
+    parents: tuple[int, ...] = ()
     rows = make_rows(sequence, count, law=ask.needs_laws and bool(tree.tokens))
     if tree.tokens:
         tokens += tree.tokens
