@@ -12,8 +12,9 @@ from ridgeline.models.load import describe
 from ridgeline.models.load import record as record_model
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.kv import Reach
-from ridgeline.perf.account import DECODE, PHASES, PREFILL, RECOMPUTE, Account
+from ridgeline.perf.account import ENTRIES_AT_ONCE, NOTED, STEPS_AT_ONCE, Account
 from ridgeline.perf.attribution import Attribution
+from ridgeline.perf.phases import DECODE, PHASES, PREFILL, RECOMPUTE
 from ridgeline.perf.roofline import COMPUTE, HOST, WEIGHT_BANDWIDTH
 from ridgeline.perf.summary import summarise
 from ridgeline.run.count import total
@@ -242,3 +243,46 @@ def test_weights_of_experts_are_those_that_ran():
         account.on_step(plan, StepResult((), 0.0, 0.1, timed, 1, experts=counted))
         work = Attribution(account.table(), program, round_machine()).parts["experts"]
         assert work.cost.weight_bytes == pytest.approx(stacks * expected / 64)
+
+
+HOW = ("choose", "score", "none")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.integers(1, 4), st.integers(0, 30), st.integers(1, 9), st.sampled_from(HOW)),
+            min_size=1, max_size=4, unique_by=lambda one: one[0],
+        ),
+        min_size=1, max_size=10,
+    ),
+    st.sets(st.integers(0, 9)),
+)  # fmt: skip
+def test_counted_late_is_counted_the_same(steps: list[list[tuple[int, int, int, str]]], ends: set[int]) -> None:
+    """Phases are named and shapes summed when somebody reads; reading after every step gives the same account."""
+    late, eager = (Story(2, reaches=(Reach(5), Reach(4, 1))) for _ in range(2))
+    finished: set[int] = set()
+    for number, entries in enumerate(steps):
+        running = [one for one in entries if one[0] not in finished]  # an id never comes back
+        made = [scoring(s, a, n) if how == "score" else entry(s, a, n, how == "choose") for s, a, n, how in running]
+        for story in (late, eager):
+            story.step(*made, line_ns=number + 1)
+        eager.account.table()
+        if number in ends:
+            finished.add(entries[0][0])
+            for story in (late, eager):
+                story.finish(entries[0][0])
+    assert late.account.table() == eager.account.table()
+
+
+def test_notes_are_summed_before_they_grow():
+    account = Account()
+    for step in range(400):
+        account.on_step(
+            StepPlan(tuple(entry(s, step, 1, True) for s in range(8))), StepResult((), step, step + 0.5, None, 1)
+        )
+        assert len(account._noted) <= NOTED * ENTRIES_AT_ONCE and len(account._timed) <= STEPS_AT_ONCE
+    rows = account.table().shape_rows()
+    assert len(rows) == 400 and rows[:, 2].sum() == 3200
+    assert [PHASES[phase] for phase in rows[:3, 1]] == ["prefill", "decode", "decode"]

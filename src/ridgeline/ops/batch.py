@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ridgeline.kit.cost import Number
 
 from .kv import EVERYTHING, Reach
@@ -49,13 +51,15 @@ class BatchShape:
         return (self.pairs, self.kv_tokens) if reach.is_everything else self.reached[reach]
 
 
-def count_pairs(before: int, tokens: int, reach: Reach = EVERYTHING) -> tuple[int, int]:
-    """(query-key pairs, kept tokens read) of `tokens` causal rows after `before` computed ones (A9)."""
-    before = int(reach.kept(before)) if reach.heavy else before  # packed: everything that is kept is read
+def count_pairs(before: Number, tokens: Number, reach: Reach = EVERYTHING) -> tuple[Number, Number]:
+    """(query-key pairs, kept tokens read) of `tokens` >= 1 causal rows after `before` computed ones (A9). Numbers or
+    arrays alike."""
+    before = reach.kept(before) if reach.heavy else before  # packed: everything that is kept is read
     after = before + tokens
     seen = 0 if reach.heavy else reach.budget  # the last `window` and the first `sinks`
-    if seen == 0 or after <= seen:
+    if seen == 0:
         return tokens * before + tokens * (tokens + 1) // 2, after
-    full = min(tokens, after - seen)  # rows at positions >= seen see exactly so many keys
+    least, most = (np.minimum, np.maximum) if isinstance(after, np.ndarray) else (min, max)
+    full = least(tokens, most(after - seen, 0))  # rows at positions >= seen see exactly so many keys
     rest = tokens - full
-    return full * seen + rest * before + rest * (rest + 1) // 2, min(after, seen + tokens - 1)
+    return full * seen + rest * before + rest * (rest + 1) // 2, least(after, seen + tokens - 1)

@@ -1,14 +1,14 @@
-"""Account: watches every step of an engine and keeps only numbers; the one place where phases exist (A1).
+"""Account: watches every step of an engine and keeps only numbers (A1).
 
-Owns the columns and the rule that names a phase. Called by engine/ as its StepObserver; everything that is more than
-an addition is done later, in summary.py. Refuses nothing: it must never slow or stop a step.
+Called by engine/ as its StepObserver. A step only notes its entries' shapes and its nanoseconds; they are named by
+phase (phases.py) and summed in bulk, when somebody reads or many steps have gathered; the rest is summary.py's.
+Refuses nothing: it must never slow or stop a step.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,12 +17,15 @@ import numpy.typing as npt
 
 from ridgeline.ops.batch import count_pairs
 from ridgeline.ops.kv import Reach
-from ridgeline.state.plan import Entry, SequenceId, StepPlan, StepResult
+from ridgeline.state.plan import SequenceId, StepPlan, StepResult
 from ridgeline.state.sequence import Sequence
 
-PHASES = ("prefill", "decode", "recompute")
-PREFILL, DECODE, RECOMPUTE = range(len(PHASES))
+from .phases import PHASES, UNKNOWN, Phases
+
+MODEL = "model"
 COLUMNS = ("step", "phase", "tokens", "logit_rows", "sequences", "pairs", "kv_tokens")
+NOTED = 7  # numbers noted of an entry
+STEPS_AT_ONCE, ENTRIES_AT_ONCE = 128, 2048  # noted at most before they are summed: some hundred kilobytes
 
 
 class OtherWork(msgspec.Struct, frozen=True):
@@ -84,22 +87,8 @@ class StepTable(msgspec.Struct, frozen=True):
         return np.frombuffer(self.line_ns, np.int64).reshape(2 ** len(PHASES), -1)
 
 
-@dataclass(slots=True)
-class _Progress:
-    """What must be known of a sequence to name the phase of its next entry."""
-
-    prompt: int | None = None  # position of the first chosen token
-    computed: int = 0  # positions below were computed once already
-    gap: int = -1  # the idle gap that ended with its first step
-
-
 class Account:
-    """Implements state.ports.StepObserver.
-
-    An entry is `recompute` when it starts at a position computed before (preemption, or no cache at all), `decode` when
-    it starts at or after the prompt's end, else `prefill`. The prompt's end is the position of the first token chosen
-    for the sequence: until then everything is prefill.
-    """
+    """Implements state.ports.StepObserver."""
 
     def __init__(self, reaches: tuple[Reach, ...] = ()) -> None:
         self._reaches = reaches
@@ -111,7 +100,11 @@ class Account:
         self._times = array("d")
         self._experts = array("d")
         self._line_ns: npt.NDArray[np.int64] | None = None
-        self._progress: dict[SequenceId, _Progress] = {}
+        self._phases = Phases()
+        self._noted = array("q")  # [entries][NOTED], not summed yet: step, sequence, start, tokens, end, rows, chosen
+        self._timed: list[tuple[int, npt.NDArray[np.int64]]] = []  # likewise: step, nanoseconds by line
+        self._first_noted = 0  # step
+        self._running: dict[SequenceId, int] = {}  # those met: the idle gap that ended with their first step, or -1
         self._idle: list[list[float]] = []  # [begin, end]; end moves back to the arrival that ended it
         self._host_s = 0.0
         self._last_end: float | None = None
@@ -126,41 +119,39 @@ class Account:
     # -- StepObserver
 
     def on_step(self, plan: StepPlan, result: StepResult) -> None:
+        step = len(self._times) // 2
         gap = self._gap(result.started_s)
-        sums: dict[int, list[int]] = {}
-        self._transfer_ns += result.transfer_ns
-        self._native_ns += result.native_ns
-        for name, line_ns in result.others.items():
-            self._other_ns[name] = self._other_ns[name] + line_ns if name in self._other_ns else line_ns
-            self._others.setdefault(name, [0, 0, 0])[0] += 1
+        running = self._running
+        noted: list[int] = []
         for entry in plan.entries:
-            if entry.program != "model":
+            if entry.program != MODEL:
                 other = self._others.setdefault(entry.program, [0, 0, 0])
                 other[1], other[2] = other[1] + 1, other[2] + len(entry.tokens)
                 continue
-            phase = self._phase(entry, gap)
-            row = sums.get(phase)
-            if row is None:
-                row = sums[phase] = [0] * (5 + 2 * len(self._reaches))
-            self._add(row, entry)
-        step = len(self._times) // 2
-        mix = 0
-        for phase, row in sums.items():
-            mix |= 1 << phase
-            self._shapes.extend((step, phase, *row))
+            running.setdefault(entry.sequence, gap)
+            rows, tokens = entry.rows, len(entry.tokens)
+            chosen = rows[-1].position if rows and rows[-1].target < 0 else UNKNOWN
+            end = entry.start + tokens - entry.tentative  # what was guessed may be computed again
+            noted += (step, entry.sequence, entry.start, tokens, end, len(rows), chosen)
+        self._noted += array("q", noted)
         self._times.extend((result.started_s, result.ended_s))
         self._experts.append(math.nan if result.experts is None else result.experts)
         self._last_end = result.ended_s
         self._native_calls += result.native_calls
+        self._native_ns += result.native_ns
+        self._transfer_ns += result.transfer_ns
         if result.line_ns is not None:
-            if self._line_ns is None:
-                self._line_ns = np.zeros((2 ** len(PHASES), len(result.line_ns)), np.int64)
-            self._line_ns[mix] += result.line_ns
+            self._timed.append((step, result.line_ns))
+        for name, line_ns in result.others.items():
+            self._other_ns[name] = self._other_ns[name] + line_ns if name in self._other_ns else line_ns
+            self._others.setdefault(name, [0, 0, 0])[0] += 1
+        if step - self._first_noted >= STEPS_AT_ONCE or len(self._noted) >= NOTED * ENTRIES_AT_ONCE:
+            self._sum_up()
 
     def on_finish(self, sequence: Sequence, reason: str, at_s: float) -> None:
-        progress = self._progress.pop(sequence.id, None)
-        if progress is not None and progress.gap >= 0:
-            idle = self._idle[progress.gap]
+        gap = self._running.pop(sequence.id, -1)
+        if gap >= 0:
+            idle = self._idle[gap]
             idle[1] = max(idle[0], min(idle[1], sequence.arrival_s))
         self._finished[reason] = self._finished.get(reason, 0) + 1
         self._preemptions += sequence.preemptions
@@ -177,6 +168,7 @@ class Account:
 
     def table(self) -> StepTable:
         """Everything seen so far, as numbers that travel."""
+        self._sum_up()
         gaps_s = sum(self._times[i] - self._times[i - 1] for i in range(2, len(self._times), 2))
         idle_s = sum(end - begin for begin, end in self._idle)
         lines = self._line_ns if self._line_ns is not None else np.zeros((2 ** len(PHASES), 0), np.int64)
@@ -207,35 +199,32 @@ class Account:
 
     def _gap(self, started_s: float) -> int:
         """Index of the idle gap that this step ends, -1 when somebody was being served."""
-        if self._last_end is None or self._progress:
+        if self._last_end is None or self._running:
             return -1
         self._idle.append([self._last_end, started_s])
         return len(self._idle) - 1
 
-    def _phase(self, entry: Entry, gap: int) -> int:
-        progress = self._progress.get(entry.sequence)
-        if progress is None:
-            progress = self._progress[entry.sequence] = _Progress(computed=entry.start, gap=gap)
-        end = entry.start + len(entry.tokens) - entry.tentative  # what was guessed may be computed again
-        if entry.start < progress.computed:
-            phase = RECOMPUTE
-        elif progress.prompt is not None and entry.start >= progress.prompt:
-            phase = DECODE
-        else:
-            phase = PREFILL
-        if progress.prompt is None and entry.rows and entry.rows[-1].target < 0:
-            progress.prompt = entry.rows[-1].position
-        progress.computed = max(progress.computed, end)
-        return phase
-
-    def _add(self, row: list[int], entry: Entry) -> None:
-        tokens, before = len(entry.tokens), entry.start
-        row[0] += tokens
-        row[1] += len(entry.rows)
-        row[2] += 1
-        row[3] += tokens * before + tokens * (tokens + 1) // 2
-        row[4] += before + tokens
-        for index, reach in enumerate(self._reaches):
-            pairs, kept = count_pairs(before, tokens, reach)
-            row[5 + 2 * index] += pairs
-            row[6 + 2 * index] += kept
+    def _sum_up(self) -> None:
+        """What was noted becomes one row for every step and phase, and one for every set of phases."""
+        noted = np.array(self._noted, np.int64).reshape(-1, NOTED)
+        begin, end = self._first_noted, len(self._times) // 2
+        mixes = [0] * (end - begin)
+        if len(noted):
+            step, sequence, start, tokens, computed, rows, chosen = np.ascontiguousarray(noted.T)
+            place = (step - begin) * len(PHASES) + self._phases.name(sequence, start, computed, chosen)
+            sums = [tokens, rows, np.ones_like(tokens), *count_pairs(start, tokens)]
+            for reach in self._reaches:
+                sums += count_pairs(start, tokens, reach)
+            columns = [np.bincount(place, column) for column in sums]  # exact: far below 2^53
+            present = np.flatnonzero(columns[0])
+            steps, phases = np.divmod(present, len(PHASES))
+            added = np.stack([steps + begin, phases, *(column[present] for column in columns)], 1)
+            self._shapes.frombytes(added.astype(np.int64).tobytes())
+            for at, phase in zip(steps.tolist(), phases.tolist(), strict=True):
+                mixes[at] |= 1 << phase
+        for at, line_ns in self._timed:
+            if self._line_ns is None:
+                self._line_ns = np.zeros((2 ** len(PHASES), len(line_ns)), np.int64)
+            self._line_ns[mixes[at - begin]] += line_ns
+        self._phases.keep(self._running)
+        self._noted, self._timed, self._first_noted = array("q"), [], end

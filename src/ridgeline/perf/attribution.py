@@ -21,7 +21,8 @@ from ridgeline.run.count import weight_bytes
 from ridgeline.run.estimate import compute_kind
 from ridgeline.run.machine import Machine
 
-from .account import PHASES, StepTable
+from .account import StepTable
+from .phases import PHASES
 from .roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH, roof_seconds
 
 Doubles = npt.NDArray[np.float64]

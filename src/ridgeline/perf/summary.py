@@ -15,8 +15,9 @@ from ridgeline.run.count import weight_bytes
 from ridgeline.run.estimate import Estimator, compute_kind
 from ridgeline.run.machine import Machine
 
-from .account import PHASES, StepTable
+from .account import StepTable
 from .attribution import ROOFS, Attribution, Doubles, PartWork, PhaseWork
+from .phases import PHASES
 from .roofline import HOST
 
 
