@@ -94,18 +94,21 @@ def unpacked(format_name: str, data: npt.NDArray[np.uint8], rows: int, columns: 
     return FORMATS.get(format_name).unpack(data, rows, columns)
 
 
-LEVELS = np.float32(127 * 128)  # of the activations' two int8 planes (cpp/quantise.h)
-
-
-def quantised(x: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
-    """(values the integer linears see, scales): 15 bits per group of 32 by the largest magnitude, ties to even."""
+def quantised(
+    x: Floats, outlier: float = 0.0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """(values the integer linears see, scales, low planes kept): cpp/quantise.h. Rows must not lie near a threshold."""
     groups = x.reshape(len(x), -1, GROUP)
     peak = np.abs(groups).max(-1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(peak > 0, LEVELS / peak, np.float32(0)).astype(np.float32)
-    scales = (peak / LEVELS).astype(np.float32)
-    whole = np.rint(groups * inverse)
-    return (whole.astype(np.float64) * scales).reshape(x.shape), scales[..., 0]
+    mean = np.abs(x).mean(-1, dtype=np.float64)[:, None, None]
+    kept = peak > (outlier * mean if outlier < np.inf else np.inf)
+    scales = ((peak / np.float32(127)).astype(np.float32).view(np.uint32) & np.uint32(0xFFFFFFFC)).view(np.float32)
+    scales[peak < 1e-30] = 0
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+    scaled = (groups * inverse).astype(np.float32)
+    whole = np.where(kept, np.rint(scaled * np.float32(128)), 128 * np.rint(scaled))
+    return (whole.astype(np.float64) * scales / 128).reshape(x.shape), scales[..., 0], kept[..., 0]
 
 
 @dataclass
@@ -127,7 +130,7 @@ class Arena:
         return offset
 
     def quantised_room(self, rows: int, width: int) -> int:
-        return self.room(rows * ((2 * (width + width // GROUP * 8) + 63) // 64 * 64))
+        return self.room(rows * ((width // GROUP * 88 + 63) // 64 * 64))
 
     def make(self) -> None:
         self.data = native.aligned(self.size)
@@ -177,6 +180,7 @@ def run(
 def linear(
     team: native.Team, x: Floats, weights: list[PackedWeight], *,
     biases: list[Floats | None] | None = None, residual: Floats | None = None, in_place: bool = False,
+    outlier: float = 0.0,
 ) -> Floats:  # fmt: skip
     """[rows, Σ weight rows]; the quantised copy of x is made by an `add` of zeros before it."""
     rows, columns = x.shape
@@ -187,8 +191,9 @@ def linear(
     in2 = arena.place(residual) if residual is not None else -1
     out = in2 if in_place else arena.room(rows * width * 4)
     add = instruction(
-        native.RL_ADD, source=source, in2=zeros, out=copy, out_quant=quant, width_in=columns, width_out=columns
-    )
+        native.RL_ADD, source=source, in2=zeros, out=copy, out_quant=quant, width_in=columns, width_out=columns,
+        outlier=outlier,
+    )  # fmt: skip
     product = instruction(
         native.RL_LINEAR, source=copy, in2=in2, out=out, in_quant=quant, parts=len(weights),
         width_in=columns, width_out=width,
@@ -297,23 +302,35 @@ def attend(
     return [rows[a:b] for a, b in pairwise(bounds)]
 
 
-def check_quantised(arena: Arena, offset: int, rows: Floats) -> None:
-    """The quantised copy at `offset` is that of `rows` (layout: cpp/quantise.h): same scales, values and offsets."""
+def check_quantised(arena: Arena, offset: int, rows: Floats, outlier: float = 0.0, width_at_once: int = 0) -> None:
+    """The quantised copy at `offset` is that of `rows` (layout: cpp/quantise.h): same scales, values and sums.
+
+    width_at_once: columns that share a mean magnitude (attend: of a head); 0: all.
+    """
     count, width = rows.shape
-    panel = 6 if native.isa().startswith("avx512") else 4
-    row_bytes = 2 * (width + width // 4)
-    expected, expected_scales = quantised(rows)
+    is_wide = native.isa().startswith("avx512")
+    panel, start = (12, 0x4B400000) if is_wide else (4, 0)
+    expected, scales, kept = quantised(rows.reshape(-1, width_at_once or width), outlier)
+    expected, scales, kept = expected.reshape(count, width), scales.reshape(count, -1), kept.reshape(count, -1)
+    groups = width // GROUP
     for first in range(0, count, panel):
         inside = min(panel, count - first)
-        begin, lanes = offset + first * row_bytes, 2 * inside  # high and low plane of each row
-        raw = arena.data[begin : begin + inside * row_bytes].reshape(width // GROUP, 40 * lanes)
-        planes = raw[:, : 32 * lanes].view(np.int8).reshape(-1, 8, lanes, 4).transpose(2, 0, 1, 3)
-        planes = planes.reshape(lanes, width).astype(np.int32)
-        scales = np.ascontiguousarray(raw[:, 32 * lanes : 36 * lanes]).view(np.float32).T
-        offsets = np.ascontiguousarray(raw[:, 36 * lanes :]).view(np.int32).T
-        here = slice(first, first + inside)
-        np.testing.assert_array_equal(scales[1::2], expected_scales[here])
-        np.testing.assert_array_equal(scales[::2], 128 * expected_scales[here])
-        np.testing.assert_array_equal(offsets, -128 * planes.reshape(lanes, -1, GROUP).sum(-1))
-        values = 128 * planes[::2] + planes[1::2]
-        np.testing.assert_array_equal(values * np.repeat(scales[1::2].astype(np.float64), GROUP, 1), expected[here])
+        begin, here = offset + first * groups * 88, slice(first, first + inside)
+        raw = arena.data[begin : begin + inside * groups * 56].reshape(groups, 56 * inside)
+        low = arena.data[begin + inside * groups * 56 : begin + inside * groups * 88].reshape(groups, -1)
+        planes = [
+            np.ascontiguousarray(bytes_).view(np.int8).reshape(groups, 8, inside, 4).transpose(2, 0, 1, 3).astype(int)
+            for bytes_ in (raw[:, : 32 * inside], low)
+        ]
+        whole = 128 * planes[0] + planes[1]
+        words = np.ascontiguousarray(raw[:, 32 * inside :]).reshape(groups, 6, -1, 4).transpose(1, 2, 0, 3)
+        floats, integers = (np.ascontiguousarray(words).view(kind)[..., 0] for kind in (np.float32, np.int32))
+        np.testing.assert_array_equal(floats[0], scales[here])
+        np.testing.assert_array_equal(floats[1], np.float32(12582912) * scales[here])
+        np.testing.assert_array_equal(integers[2], start - whole.sum((2, 3)))
+        np.testing.assert_array_equal(floats[3], scales[here] * (whole.sum((2, 3)) / 128).astype(np.float32))
+        np.testing.assert_array_equal(integers[4], whole[:, :, :4].sum((2, 3)))
+        np.testing.assert_array_equal(integers[5], kept[here])
+        assert not planes[1][~kept[here]].any()
+        values = whole.reshape(inside, groups, GROUP) * (scales[here].astype(np.float64) / 128)[..., None]
+        np.testing.assert_array_equal(values.reshape(inside, width), expected[here])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .steps import (
@@ -42,6 +42,58 @@ def test_products_equal_the_exact_ones_up_to_summation(isa, teams, name, shape) 
     out = linear(teams(2), x, [pack(data, name, rows, columns)])
     terms = np.abs(seen) @ np.abs(weights).T + 1e-30  # a sum may cancel: its rounding follows its terms
     assert (np.abs(out - exact) / terms).max() < 2e-6
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if reads_integers(name)])
+@pytest.mark.parametrize("outlier", [0.0, 6.0, np.inf])
+def test_low_planes_are_multiplied_where_they_are_kept(isa, teams, name, outlier) -> None:
+    rows, columns = 33, fitting(name, 160)
+    data, x = random_weight(name, rows, columns), with_outliers(rows_of(27, columns), share=0.2)
+    seen, _, kept = quantised(x, outlier)
+    assert kept.any() == (outlier < np.inf) and kept.all() == (outlier == 0)
+    weights = unpacked(name, data, rows, columns).astype(np.float64)
+    terms = np.abs(seen) @ np.abs(weights).T
+    out = linear(teams(2), x, [pack(data, name, rows, columns)], outlier=outlier)
+    assert (np.abs(out - seen @ weights.T) / terms).max() < 2e-6
+
+
+def with_outliers(x: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
+    """Some groups of some rows have one element far above the rest."""
+    rng = np.random.default_rng([seed, *x.shape])
+    groups = x.reshape(len(x), -1, 32)
+    hit = rng.random(groups.shape[:2]) < share
+    groups[hit, rng.integers(32)] = rng.choice([-40.0, 25.0, 300.0], hit.sum())
+    return x
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if reads_integers(name)])
+@given(
+    count=st.integers(2, 27),
+    groups=st.integers(1, 4),
+    share=st.sampled_from((0.02, 0.1, 0.5)),
+    seed=st.integers(0, 99),
+    outlier=st.sampled_from((4.0, 8.0, 20.0)),
+)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_outliers_of_neighbours_change_no_bit(isa, teams, name, count, groups, share, seed, outlier) -> None:
+    """A row with or without low planes beside rows with or without: panels are crossed at 4 and 12."""
+    columns = fitting(name, 32 * groups)
+    weight = packed_random(name, 20, columns)
+    x = with_outliers(rows_of(count, columns, seed), share, seed)
+    together = linear(teams(2), x, [weight], outlier=outlier)
+    for i in range(count):
+        alone = linear(teams(1), x[i : i + 1], [weight], outlier=outlier)
+        np.testing.assert_array_equal(together[i : i + 1].view(np.uint32), alone.view(np.uint32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e33])
+def test_a_row_that_is_no_number_spoils_itself_only(isa, teams, bad) -> None:
+    weight, x = packed_random("q4_1", 20, 64), rows_of(14, 64)
+    expected = linear(teams(1), x, [weight], outlier=8.0)
+    x[5, 40] = bad
+    out = linear(teams(2), x, [weight], outlier=8.0)
+    assert np.isnan(out[5]).all()
+    np.testing.assert_array_equal(np.delete(out, 5, 0), np.delete(expected, 5, 0))
 
 
 @pytest.mark.parametrize("name", ["f32", "bf16", "fp8"])

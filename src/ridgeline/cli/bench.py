@@ -11,6 +11,7 @@ import typer
 from ridgeline.kit.errors import UserError
 
 from .options import (
+    Activations,
     Body,
     Context,
     DiskKvBytes,
@@ -58,6 +59,7 @@ def command(
     policy: Policy = "fcfs",
     context: Context = None,
     isa: Isa = None,
+    activations: Activations = "auto",
     body: Body = "cpp",
     json: Json = False,
 ) -> None:
@@ -74,7 +76,7 @@ def command(
     """
     options = engine_options(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
+        activations=activations, keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     if is_ladder:
         from .climb import climb  # noqa: PLC0415  heavy; --help must start in 0.3 s

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Body, Isa, Json, Kv, Model, Threads, Weights, guarded
+from .options import Activations, Body, Isa, Json, Kv, Model, Threads, Weights, guarded
 
 
 @guarded
@@ -25,6 +25,7 @@ def command(
     weights: Weights = "native",
     kv: Kv = "auto",
     isa: Isa = None,
+    activations: Activations = "auto",
     body: Body = "cpp",
     threads: Threads = None,
     json: Json = False,
@@ -39,5 +40,5 @@ def command(
     """
     from .scoring import Comparison, evaluate  # noqa: PLC0415  heavy; --help must start in 0.3 s
 
-    comparison = Comparison(model, text, tokens, against, weights, kv, isa, body, threads)
+    comparison = Comparison(model, text, tokens, against, weights, kv, isa, body, threads, activations)
     evaluate(comparison, json=json)

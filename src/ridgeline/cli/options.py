@@ -62,6 +62,9 @@ Keep = Annotated[
     str, typer.Option(help="Which tokens are kept: all, window:512, sinks:4+window:512, h2o:128+window:128.")
 ]
 Prefix = Annotated[bool, typer.Option("--prefix/--no-prefix", help="Share computed beginnings between requests.")]
+Activations = Annotated[
+    str, typer.Option(help="What integer linears read: auto (8 bits, 15 where outliers are), int8, int16.")
+]
 Body = Annotated[str, typer.Option(help="cpp (our kernels), or torch (the reference, slow).")]
 
 
@@ -69,12 +72,13 @@ def engine_options(
     *, weights: str, threads: int | None, kv: str, context: int | None, isa: str | None, body: str,
     kv_bytes: str | None = None, spec: str | None = None, policy: str | None = None, keep: str | None = None,
     prefix: bool | None = None, host_kv_bytes: str | None = None, disk_kv_bytes: str | None = None,
+    activations: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of EngineConfig; what was not given is left to its default."""
     given = {
         "weights": weights, "threads": threads, "kv": kv, "context": context, "isa": isa, "body": body,
         "kv_bytes": None if kv_bytes is None else size_bytes(kv_bytes), "spec": spec, "policy": policy, "keep": keep,
-        "prefix": prefix,
+        "prefix": prefix, "activations": activations,
         "host_kv_bytes": None if host_kv_bytes is None else size_bytes(host_kv_bytes),
         "disk_kv_bytes": None if disk_kv_bytes is None else size_bytes(disk_kv_bytes),
     }  # fmt: skip

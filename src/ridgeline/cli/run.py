@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    Activations,
     Body,
     Context,
     DiskKvBytes,
@@ -57,6 +58,7 @@ def command(
     policy: Policy = "fcfs",
     context: Context = None,
     isa: Isa = None,
+    activations: Activations = "auto",
     body: Body = "cpp",
     json: Json = False,
 ) -> None:
@@ -83,7 +85,7 @@ def command(
     )  # fmt: skip
     options = engine_options(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
+        activations=activations, keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     asked = Asked(model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options)
     raise typer.Exit(converse(asked, json=json))

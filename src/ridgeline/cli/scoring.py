@@ -29,11 +29,13 @@ class Comparison(msgspec.Struct, frozen=True):
     isa: str | None
     body: str
     threads: int | None
+    activations: str
 
     def config(self) -> EngineConfig:
         return EngineConfig(
-            self.model, weights=self.weights, kv=self.kv, isa=self.isa, body=self.body, threads=self.threads
-        )
+            self.model, weights=self.weights, kv=self.kv, isa=self.isa, body=self.body, threads=self.threads,
+            activations=self.activations,
+        )  # fmt: skip
 
     def parent(self) -> EngineConfig | None:
         if self.against is None:

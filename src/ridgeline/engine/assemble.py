@@ -67,7 +67,7 @@ def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool =
     program = record(model, STORAGES.get(config.storage), config.retention)
     check_needs(config, program)
     try:
-        bound = bind(program, body=config.body)
+        bound = bind(program, body=config.body, activations=config.activations)
     except UserError:
         if not is_only_counted:
             raise
@@ -95,7 +95,7 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
     loaded = replace(loaded, spec=loaded.spec.reaching(promised.context))
     storage = STORAGES.get(config.storage)
     program = record(loaded, storage, config.retention)
-    bound = bind(program, body=config.body)
+    bound = bind(program, body=config.body, activations=config.activations)
     pools = tuple(
         KvPool(
             storage,

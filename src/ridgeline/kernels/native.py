@@ -20,7 +20,7 @@ from ridgeline.kit.errors import InvariantError, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
-ABI_VERSION = 7  # RL_ABI_VERSION
+ABI_VERSION = 8  # RL_ABI_VERSION
 LIBRARY = Path(__file__).with_name("libridgeline.so")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 
@@ -71,7 +71,7 @@ class RlInstr(ctypes.Structure):
         ("in3", c_int64), ("in4", c_int64), ("work", c_int64),
         ("experts", c_int32), ("chosen", c_int32), ("groups", c_int32), ("groups_kept", c_int32),
         ("rope_cos", c_void_p), ("rope_sin", c_void_p), ("weight", RlWeight * 3),
-        ("states", c_int32), ("taps", c_int32),
+        ("states", c_int32), ("taps", c_int32), ("outlier", c_float), ("reserved", c_int32),
     )  # fmt: skip
 
 

@@ -39,8 +39,8 @@ class Arena:
 
 
 def quantised_row_bytes(width: int) -> int:
-    """Two int8 planes, each with an f32 scale and an int32 sum per group of 32 (kernels/cpp/quantise.h)."""
-    return _align(2 * (width + width // GROUP * 8))
+    """Two int8 planes and six words per group of 32 (kernels/cpp/quantise.h)."""
+    return _align(width // GROUP * (2 * GROUP + 24))
 
 
 def experts_work_bytes(rows: int, hidden: int) -> int:

@@ -46,6 +46,7 @@ class Bound:
 
     program: Program
     bodies: tuple[str, ...]
+    activations: str = "auto"  # how integer linears read them (activations.py)
 
     @property
     def is_native(self) -> bool:
@@ -60,7 +61,9 @@ class Bound:
         return [(part, body, lines, why) for (part, body, why), lines in rows.items()]
 
 
-def bind(program: Program, *, body: str = "cpp", reference: frozenset[str] = frozenset()) -> Bound:
+def bind(
+    program: Program, *, body: str = "cpp", reference: frozenset[str] = frozenset(), activations: str = "auto"
+) -> Bound:
     """`body` for every line that has it; `reference` names parts (e.g. "attend") forced to the reference body."""
     if body not in BODIES:
         raise UserError(f"unknown body {body!r}. Known: {', '.join(BODIES)}.")
@@ -77,7 +80,7 @@ def bind(program: Program, *, body: str = "cpp", reference: frozenset[str] = fro
         raise UserError(
             f"{line.name} needs PyTorch ({why}). Install ridgeline[torch], or use --weights bf16 with --body cpp."
         )
-    return Bound(program, bodies)
+    return Bound(program, bodies, activations)
 
 
 def _together(program: Program, bodies: tuple[str, ...]) -> tuple[str, ...]:

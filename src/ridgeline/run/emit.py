@@ -17,7 +17,9 @@ from ridgeline.ops.op import LOGITS, Line, Value
 from ridgeline.ops.program import Program
 from ridgeline.ops.protocols import Weight
 
+from .activations import outlier_of
 from .arena import Arena, fused_adds
+from .bind import Bound
 
 OPCODES = {
     "embed": native.RL_EMBED,
@@ -96,12 +98,15 @@ class PackedWeights:
 class Emitter:
     """Translates runs of lines; one per runner."""
 
-    def __init__(self, program: Program, bodies: tuple[str, ...], arena: Arena) -> None:
+    def __init__(self, bound: Bound, arena: Arena) -> None:
         self.weights = PackedWeights()
         self.kept: list[Any] = []
+        program, bodies, self._activations = bound.program, bound.bodies, bound.activations
         self._program, self._arena = program, arena
         self._fused = fused_adds(program, bodies)
         self._absorbed = set(self._fused.values())
+        self._kinds = {line.output.id: line.op.kind for line in program}
+        self._kinds |= {line.inputs[0].id: "head" for line in program if line.op.kind == "head"}
         self._called_out = {line.output.id for line, body in zip(program, bodies, strict=True) if body == "torch"}
 
     def tape(self, start: int, stop: int) -> Any:
@@ -121,7 +126,7 @@ class Emitter:
         copy = native.RlInstr(
             op=native.RL_ADD, line=line.index, per_logit_row=int(value.rows == LOGITS), parts=1, width_in=value.width,
             width_out=value.width, **{"in": at}, in2=-1, out=at, in_quant=-1,
-            out_quant=self._arena.quantised[value.id], scale=1.0,
+            out_quant=self._arena.quantised[value.id], scale=1.0, outlier=self._outlier(value),
         )  # fmt: skip
         return [copy]
 
@@ -140,11 +145,14 @@ class Emitter:
             instruction.in2, out = self._offset(residual), add.output
         if line.op.kind != "sample":
             instruction.out = self._offset(out)
-        instruction.out_quant = self._arena.quantised.get(out.id, -1)
+        instruction.out_quant, instruction.outlier = self._arena.quantised.get(out.id, -1), self._outlier(line.output)
         fill = getattr(self, f"_{line.op.kind}", None)
         if fill is not None:
             fill(instruction, line)
         return instruction
+
+    def _outlier(self, value: Value) -> float:
+        return outlier_of(self._activations, self._kinds[value.id])
 
     def _offset(self, value: Value) -> int:
         return self._arena.offsets[value.id]

@@ -58,7 +58,7 @@ class Runner:
         self._line_ns = np.zeros(len(program.lines), np.int64)
         self._tensors = TensorCache(device)
         self._values: dict[int, Any] = {}
-        self._emitter = Emitter(program, bodies, plan)
+        self._emitter = Emitter(bound, plan)
         self._segments: list[tuple[int, int, Any]] = []  # lines [a, b) and their tape, None: reference
         for body, lines in groupby(program.lines, key=lambda line: bodies[line.index]):
             span = [line.index for line in lines]

@@ -174,7 +174,7 @@ void emit(const Attend& job, int64_t token, int head, float most, float sum, con
   }
   if (job.quant_early)
     quantise(row, static_cast<int64_t>(head) * dim, static_cast<int64_t>(head + 1) * dim,
-             quant_row(job.step, job.in.out_quant, width, token, job.step.batch->tokens));
+             quant_row(job.step, job.in.out_quant, width, token, job.step.batch->tokens), job.in.outlier);
 }
 
 // Keys of one split, low .. high of them and the sinks.
@@ -358,7 +358,8 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
   int64_t begin, end;
   share(batch.tokens, worker, begin, end);
   for (int64_t row = begin; row < end; row++)
-    quantise(floats(step, in.out) + row * width, 0, width, quant_row(step, in.out_quant, width, row, batch.tokens));
+    quantise(floats(step, in.out) + row * width, 0, width, quant_row(step, in.out_quant, width, row, batch.tokens),
+             in.outlier);
 }
 
 }  // namespace ridgeline::RL_ISA

@@ -19,7 +19,7 @@ void dispatch(Worker& worker, const Step& step, const RlInstr& in) {
       memcpy(floats(step, in.out) + place * width, x, width * 4);
       if (in.out_quant < 0) continue;
       const int expert = static_cast<int>(routing[j]);
-      quantise(x, 0, width, segment_row(step, in.out_quant, width, place, first[expert], first[expert + 1]));
+      quantise(x, 0, width, segment_row(step, in.out_quant, width, place, first[expert], first[expert + 1]), in.outlier);
     }
   }
 }

@@ -1,28 +1,24 @@
-// Exact dots of 4-, 5- and 6-bit weights with the int8 lanes of a panel (quantise.h), and what a stored block multiplies
-// them by. quads() unfolds four weights a lane, unsigned; one dot body per instruction set serves every format.
-// V lanes of a panel (rows x planes), T units of LANES weight rows. Included by linear.cpp only.
+// Exact dots of stored weights with the int8 planes of a panel (quantise.h), and what a stored block multiplies them by.
+// quads() unfolds four weights a lane, unsigned; one body per instruction set serves every format.
+// R rows of a panel, T units of LANES weight rows. Included by linear.cpp only.
 #pragma once
 #include "quantise.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
 
-template <int V>
-RL_INLINE int32_t offset_of(const uint8_t* q, int v) {
-  return reinterpret_cast<const int32_t*>(q)[9 * V + v];
+// How formats unfold. top: largest weight; zero: the weight that means 0 (what the panel's sums undo).
+constexpr int top_of(int format) {
+  return format == RL_Q8_0 ? 255 : format == RL_Q6_K ? 63 : format == RL_Q5_0 ? 31 : 15;
 }
-template <int V>
-RL_INLINE float scale_of(const uint8_t* q, int v) {
-  return reinterpret_cast<const float*>(q)[8 * V + v];
+constexpr int zero_of(int format) {
+  return format == RL_Q8_0 ? 128 : format == RL_Q6_K ? 32 : format == RL_Q5_0 ? 16 : format == RL_Q4_0 ? 8 : 0;
 }
 
-// How formats unfold. TOP: largest weight; ZERO: the weight that means 0 (what the panel's sums undo).
-constexpr int top_of(int format) { return format == RL_Q6_K ? 63 : format == RL_Q5_0 ? 31 : 15; }
-constexpr int zero_of(int format) { return format == RL_Q6_K ? 32 : format == RL_Q5_0 ? 16 : format == RL_Q4_0 ? 8 : 0; }
-
-// Weights 4 j .. 4 j + 3 of a group, one a byte. nibbles, high: of the group, at the unit's first lane (pack.cpp).
+// Weights 4 j .. 4 j + 3 of a group, one a byte. low, high: of the group, at the unit's first lane (pack.cpp).
 template <int FORMAT>
 RL_INLINE I quads(const uint8_t* nibbles, const uint8_t* high, int j) {
+  if constexpr (FORMAT == RL_Q8_0) return load_int(nibbles + 64 * j);
   I both = load_int(nibbles + 64 * (j >> 1));
   I low = (j & 1 ? both >> 4 : both) & 0x0f0f0f0f;
   if constexpr (FORMAT == RL_Q5_0) {
@@ -36,6 +32,55 @@ RL_INLINE I quads(const uint8_t* nibbles, const uint8_t* high, int j) {
   return low;
 }
 
+// What a group of a panel holds, for all its R rows.
+template <int R>
+RL_INLINE const float* word_of(const uint8_t* q, Word word) {
+  return reinterpret_cast<const float*>(q + (32 + 4 * word) * R);
+}
+template <int R>
+RL_INLINE const int32_t* integers_of(const uint8_t* q, Word word) {
+  return reinterpret_cast<const int32_t*>(q + (32 + 4 * word) * R);
+}
+
+template <int R>
+RL_INLINE bool any_kept(const uint8_t* q) {
+  const int32_t* kept = integers_of<R>(q, KEPT);
+#if RL_LEVEL == 2
+  if constexpr (R > 1) {
+    const __m512i all = _mm512_maskz_loadu_epi32(first(R), kept);
+    return _mm512_test_epi32_mask(all, all);
+  }
+#endif
+  int32_t any = 0;
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) any |= kept[r];
+  return any;
+}
+
+// Where sums of the dots with weights 4 FIRST .. 4 LAST - 1 of a group begin: what undoes the format's zero; for one plane
+// in units of high, and on START.
+template <bool BOTH, int FORMAT, int R, int FIRST, int LAST>
+RL_INLINE void begin_sums(const uint8_t* q, int32_t (&begin)[16]) {
+  constexpr int ZERO = zero_of(FORMAT), SHIFT_BY = ZERO == 128 ? 7 : ZERO == 32 ? 5 : ZERO == 16 ? 4 : 3;
+  const int32_t *whole = integers_of<R>(q, BEGIN), *half = integers_of<R>(q, HALF);
+#if RL_LEVEL == 2
+  __m512i sum = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(first(R), whole), _mm512_set1_epi32(START));
+  const __m512i front = _mm512_maskz_loadu_epi32(first(R), half);
+  if constexpr (LAST == 4) sum = _mm512_sub_epi32(_mm512_setzero_si512(), front);
+  if constexpr (FIRST == 4) sum = _mm512_add_epi32(sum, front);
+  sum = BOTH ? _mm512_slli_epi32(sum, SHIFT_BY)
+             : _mm512_add_epi32(_mm512_srai_epi32(sum, 7 - SHIFT_BY), _mm512_set1_epi32(START));
+  _mm512_storeu_si512(begin, sum);
+  asm("" : "+m"(begin));  // really to memory: 12 broadcasts by permutation would fill the port that dots need
+#else
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) {
+    const int32_t sum = LAST == 4 ? -half[r] : FIRST == 4 ? whole[r] - START + half[r] : whole[r] - START;
+    begin[r] = BOTH ? sum * (1 << SHIFT_BY) : (sum >> (7 - SHIFT_BY)) + START;
+  }
+#endif
+}
+
 #if RL_LEVEL == 2
 
 // GCC 12 does not fold a broadcast into vpdpbusd by itself.
@@ -44,28 +89,19 @@ RL_INLINE void dot4(I& sum, I weights, const uint8_t* q) {
   asm("vpdpbusd %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const Four*>(q)), "v"(weights));
 }
 
-// dot[v][t] = start[v] + weights 4 FIRST .. 4 LAST - 1 of the group times the activations.
-template <int FORMAT, int V, int T, int FIRST, int LAST>
-RL_INLINE void dot_quads(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* q,
-                         const int32_t (&start)[16], F (&dot)[V][T]) {
-  I total[V][T];
-#pragma GCC unroll 12
-  for (int v = 0; v < V; v++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) total[v][t] = zero_of(FORMAT) ? splat_int(start[v]) : splat_int(0);
+// total[r][t] += weights 4 FIRST .. 4 LAST - 1 of the group times those of a plane.
+template <int FORMAT, int R, int T, int FIRST, int LAST>
+RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* plane,
+                        I (&total)[R][T]) {
 #pragma GCC unroll 8
   for (int j = FIRST; j < LAST; j++) {
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
-      I weights = quads<FORMAT>(nibbles[t], high[t], j);
+      const I weights = quads<FORMAT>(nibbles[t], high[t], j);
 #pragma GCC unroll 12
-      for (int v = 0; v < V; v++) dot4(total[v][t], weights, q + (j * V + v) * 4);
+      for (int r = 0; r < R; r++) dot4(total[r][t], weights, plane + (j * R + r) * 4);
     }
   }
-#pragma GCC unroll 12
-  for (int v = 0; v < V; v++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) dot[v][t] = to_float(total[v][t]);
 }
 
 #elif RL_LEVEL == 1
@@ -76,98 +112,127 @@ RL_INLINE __m256i broadcast4(const uint8_t* q) {
   return _mm256_set1_epi32(four);
 }
 
-// 16-bit sums hold 32767 / (2 * 128 * TOP) products of a lane before they must be widened.
-template <int FORMAT, int V, int T, int FIRST, int LAST>
-RL_INLINE void dot_quads(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* q,
-                         const int32_t (&start)[16], F (&dot)[V][T]) {
-  constexpr int NARROW = top_of(FORMAT) == 63 ? 2 : top_of(FORMAT) == 31 ? 4 : 8;
-  __m256i total[V][T];
-#pragma GCC unroll 12
-  for (int v = 0; v < V; v++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) total[v][t] = _mm256_set1_epi32(zero_of(FORMAT) ? start[v] : 0);
-#pragma GCC unroll 4
-  for (int begin = FIRST; begin < LAST; begin += NARROW) {
-    __m256i narrow[V][T] = {};
+// 16-bit sums hold 32767 / (2 * 128 * TOP) products of a lane before they must be widened. Of eight bits not even one:
+// even and odd bytes apart.
+template <int FORMAT, int R, int T, int FIRST, int LAST>
+RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* plane,
+                        I (&total)[R][T]) {
+  if constexpr (top_of(FORMAT) == 255) {
 #pragma GCC unroll 8
-    for (int j = begin; j < begin + NARROW; j++) {
-      __m256i weights[T];
+    for (int j = FIRST; j < LAST; j++) {
+      __m256i even[T], odd[T];
 #pragma GCC unroll 4
-      for (int t = 0; t < T; t++) weights[t] = (__m256i)quads<FORMAT>(nibbles[t], high[t], j);
-#pragma GCC unroll 12
-      for (int v = 0; v < V; v++) {
-        __m256i a = broadcast4(q + (j * V + v) * 4);
+      for (int t = 0; t < T; t++) {
+        const __m256i weights = (__m256i)quads<FORMAT>(nibbles[t], high[t], j);
+        even[t] = _mm256_and_si256(weights, _mm256_set1_epi16(255));
+        odd[t] = _mm256_srli_epi16(weights, 8);
+      }
 #pragma GCC unroll 4
-        for (int t = 0; t < T; t++) narrow[v][t] = _mm256_add_epi16(narrow[v][t], _mm256_maddubs_epi16(weights[t], a));
+      for (int r = 0; r < R; r++) {
+        const __m256i both = broadcast4(plane + (j * R + r) * 4);
+        const __m256i a = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8), b = _mm256_srai_epi16(both, 8);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+          total[r][t] += (I)_mm256_add_epi32(_mm256_madd_epi16(even[t], a), _mm256_madd_epi16(odd[t], b));
       }
     }
-#pragma GCC unroll 12
-    for (int v = 0; v < V; v++)
+  } else {
+    constexpr int NARROW = top_of(FORMAT) == 63 ? 2 : top_of(FORMAT) == 31 ? 4 : 8;
+    constexpr int STEP = NARROW < LAST - FIRST ? NARROW : LAST - FIRST;
 #pragma GCC unroll 4
-      for (int t = 0; t < T; t++)
-        total[v][t] = _mm256_add_epi32(total[v][t], _mm256_madd_epi16(narrow[v][t], _mm256_set1_epi16(1)));
+    for (int begin = FIRST; begin < LAST; begin += STEP) {
+      __m256i narrow[R][T] = {};
+#pragma GCC unroll 8
+      for (int j = begin; j < begin + STEP; j++) {
+        __m256i weights[T];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) weights[t] = (__m256i)quads<FORMAT>(nibbles[t], high[t], j);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+          const __m256i a = broadcast4(plane + (j * R + r) * 4);
+#pragma GCC unroll 4
+          for (int t = 0; t < T; t++) narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(weights[t], a));
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) total[r][t] += (I)_mm256_madd_epi16(narrow[r][t], _mm256_set1_epi16(1));
+    }
   }
-#pragma GCC unroll 12
-  for (int v = 0; v < V; v++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) dot[v][t] = _mm256_cvtepi32_ps(total[v][t]);
 }
 
 #else
 
-// All partial sums stay below 2^24, so float arithmetic is exact here; SSE2 has no 32-bit multiply.
-template <int FORMAT, int V, int T, int FIRST, int LAST>
-RL_INLINE void dot_quads(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* q,
-                         const int32_t (&start)[16], F (&dot)[V][T]) {
-#pragma GCC unroll 12
-  for (int v = 0; v < V; v++)
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) dot[v][t] = splat(zero_of(FORMAT) ? static_cast<float>(start[v]) : 0.0f);
-  const int8_t* a = reinterpret_cast<const int8_t*>(q);
+// All sums of one plane stay below 2^24, so float arithmetic is exact here; SSE2 has no 32-bit multiply.
+template <int FORMAT, int R, int T, int FIRST, int LAST>
+RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* plane,
+                        I (&total)[R][T]) {
+  F dot[R][T] = {};
+  const int8_t* a = reinterpret_cast<const int8_t*>(plane);
 #pragma GCC unroll 8
   for (int j = FIRST; j < LAST; j++)
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
-      I weights = quads<FORMAT>(nibbles[t], high[t], j);
+      const I weights = quads<FORMAT>(nibbles[t], high[t], j);
 #pragma GCC unroll 4
       for (int b = 0; b < 4; b++) {
-        F one = to_float(weights >> (8 * b) & 255);
-#pragma GCC unroll 12
-        for (int v = 0; v < V; v++) dot[v][t] += one * splat(static_cast<float>(a[(j * V + v) * 4 + b]));
+        const F one = to_float(weights >> (8 * b) & 255);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) dot[r][t] += one * splat(static_cast<float>(a[(j * R + r) * 4 + b]));
       }
     }
-}
-
-#endif
-
-// -32 * (sum of activations 0..15 of a group, and of 16..31) of every lane of the panel: q6_k scales sixteen at a time.
-template <int V>
-RL_INLINE void half_offsets(const uint8_t* q, int32_t (&first_half)[16], int32_t (&second_half)[16]) {
-#if RL_LEVEL == 2
-  __m512i sums = _mm512_setzero_si512();
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; j++)
-    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(32), _mm512_maskz_loadu_epi32(first(V), q + j * V * 4));
-  const __m512i whole = _mm512_srai_epi32(_mm512_maskz_loadu_epi32(first(V), q + 9 * V * 4), 2);
-  _mm512_storeu_si512(first_half, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
-  _mm512_storeu_si512(second_half, _mm512_add_epi32(whole, sums));
-  asm("" : "+m"(first_half), "+m"(second_half));  // broadcasts from memory, not by permutation
-#else
-  const int8_t* a = reinterpret_cast<const int8_t*>(q);
-  for (int v = 0; v < V; v++) {
-    int sum = 0;
-    for (int j = 0; j < 4; j++)
-      for (int b = 0; b < 4; b++) sum += a[(j * V + v) * 4 + b];
-    first_half[v] = -32 * sum;
-    second_half[v] = offset_of<V>(q, v) / 4 + 32 * sum;
-  }
-#endif
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) total[r][t] += __builtin_convertvector(dot[r][t], I);
 }
 
-// -ZERO * sum of activations of every lane of the panel.
-template <int FORMAT, int V>
-RL_INLINE void offsets(const uint8_t* q, int32_t (&start)[16]) {
-  for (int v = 0; v < V; v++) start[v] = offset_of<V>(q, v) / 128 * zero_of(FORMAT);
+#endif
+
+// out += scale * SCALE * (weights 4 FIRST .. 4 LAST - 1 of a group times both planes, or high alone). The sum is an exact
+// integer, the product with SCALE is rounded, then added by one fma: so a low plane of zeros, wanted by a neighbour, changes
+// no bit. high alone: the sum's bits are those of the float 1.5 * 2^23 + sum, and one fmsub makes SCALE * sum of it.
+template <bool BOTH, int FORMAT, int R, int T, int FIRST, int LAST>
+RL_INLINE void add_sums(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* q,
+                        const uint8_t* low, const F (&scale)[T], F (&out)[R][T]) {
+  const float *steps = word_of<R>(q, SCALE), *shifts = word_of<R>(q, SHIFT);
+  int32_t made[16];
+  const int32_t* begin = made;
+  if constexpr (zero_of(FORMAT) == 128 && !BOTH)
+    begin = integers_of<R>(q, BEGIN);
+  else if constexpr (zero_of(FORMAT) != 0)
+    begin_sums<BOTH, FORMAT, R, FIRST, LAST>(q, made);
+  I total[R][T];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++)
+      total[r][t] = BOTH ? splat_int(0) : splat_int(zero_of(FORMAT) ? begin[r] : START);
+  add_dots<FORMAT, R, T, FIRST, LAST>(nibbles, high, q, total);
+  if constexpr (BOTH) {
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++) {
+        total[r][t] <<= 7;
+        if (zero_of(FORMAT)) total[r][t] += splat_int(begin[r]);
+      }
+    add_dots<FORMAT, R, T, FIRST, LAST>(nibbles, high, low, total);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      F sum;
+      if constexpr (BOTH)
+        sum = to_float(total[r][t]) * splat(0x1p-7f) * splat(steps[r]);
+      else if constexpr (RL_LEVEL == 2)
+        sum = fmsub(bits(total[r][t]), splat(steps[r]), splat(shifts[r]));
+      else
+        sum = to_float(total[r][t]) * splat(steps[r]);
+      out[r][t] = fma(scale[t], sum, out[r][t]);
+    }
 }
 
 // d * scale and dmin * minimum of group `group` of a q4_k block, LANES rows at once (6-bit fields: formats/q4_k.py).

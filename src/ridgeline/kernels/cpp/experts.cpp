@@ -94,7 +94,8 @@ void experts(Worker& worker, const Step& step, const RlInstr& in) {
       float* out = floats(step, last.in) + row * hidden;
       gate_row(gate, gate + hidden, out, hidden, in.activation);
       if (is_integer)
-        quantise(out, 0, hidden, segment_row(step, last.in_quant, hidden, row, segment.begin, segment.end));
+        quantise(out, 0, hidden, segment_row(step, last.in_quant, hidden, row, segment.begin, segment.end),
+                 in.outlier);
     }
   }
   barrier(worker);

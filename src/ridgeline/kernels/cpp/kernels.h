@@ -33,7 +33,8 @@ extern const Kernels kernels_avx2, kernels_avx512;
 #define RL_SUPER 256  // columns of a block of the k formats: 8 groups
 
 RL_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-RL_INLINE int64_t quant_stride(int64_t width) { return round_up(width + width / RL_GROUP * 8, 64); }
+constexpr int QUANT_BYTES = 88;  // of a row in a group of 32 quantised activations (quantise.h)
+RL_INLINE int64_t quant_stride(int64_t width) { return round_up(width / RL_GROUP * QUANT_BYTES, 64); }
 RL_INLINE int row_count(const Step& step, const RlInstr& in) {
   return in.per_logit_row ? step.batch->logit_rows : step.batch->tokens;
 }

@@ -1,11 +1,13 @@
-// The quantised copy of f32 rows that integer linears read: 15 bits per element as two int8 planes (value = scale *
-// (128 * high + low)), per group of 32. Eight bits alone cost up to 9 % of the largest logit on SmolLM2, whose activations
-// have outliers; two planes cost 0.1 % and, at one row, no time: the weights' bytes set the pace there.
-// Per token and per group only, so that a row's bits never depend on its neighbours (promise 1).
-// Layout: panels of PANEL rows (the last one shorter), which are what one block of linear.cpp reads. Each row is V = PLANES
-// lanes there, high then low; per group of 32
-//   int8 q[8][V rows][4], f32 scale[V rows], int32 -128 * sum of q [V rows]     80 bytes a row
-// so that all its loads are one pointer and a small constant.
+// The quantised copy of f32 rows that integer linears read: two int8 planes an element (value = scale * (high + low / 128))
+// and one scale per group of 32. The low plane is kept where the outliers are: in groups whose peak exceeds `outlier` times
+// the row's mean magnitude, since a group's error follows its peak. Elsewhere it is zero and nobody reads it.
+// Per row only, so that a row's bits never depend on its neighbours (promise 1). Eight bits everywhere cost up to 4 % of the
+// largest logit on SmolLM2 (docs/findings/cpu-linear.md).
+// Layout: panels of PANEL rows (the last one shorter), which are what one block of linear.cpp reads. Per panel of R rows
+//   for every group: int8 high[8][R][4], then six words [R] (below)     56 bytes a row
+//   for every group: int8 low[8][R][4]                                  32 bytes a row
+// so that all loads of a group are one pointer and small constants, and unread planes take no room in the first cache.
+// Refused: rows with NaN, infinity or magnitudes above 1e32 come out as NaN; groups below 1e-30 as zeros.
 #pragma once
 #include "vec.h"
 
@@ -13,37 +15,77 @@ namespace ridgeline {
 namespace {
 
 #if RL_LEVEL == 2
-constexpr int PANEL = 6;
+constexpr int PANEL = 12;
+constexpr int START = 0x4b400000;  // the bits of 1.5 * 2^23: an integer sum begun there is, read as a float, 1.5 * 2^23 + sum
 #else
 constexpr int PANEL = 4;
+constexpr int START = 0;
 #endif
-constexpr int PLANES = 2;
-constexpr int PANEL_GROUP = 40 * PLANES;  // bytes of a row in a group
-constexpr float LEVELS = 127.0f * 128.0f;
+constexpr int HIGH_BYTES = 56, LOW_BYTES = 32;  // of a row in a group
+static_assert(HIGH_BYTES + LOW_BYTES == QUANT_BYTES, "quant_stride() counts them");
+
+// The words of a group, after the high plane. whole = 128 * high + low.
+enum Word {
+  SCALE,     // f32: of high; its last two bits are zero, so that three times it is exact
+  SHIFT,     // f32: 1.5 * 2^23 * SCALE, exactly
+  BEGIN,     // int32: START - sum of whole
+  WEIGHTED,  // f32: SCALE * sum of whole / 128
+  HALF,      // int32: sum of the first sixteen whole
+  KEPT,      // int32: 0: low is all zeros
+};
 
 struct QuantRow {
-  uint8_t* panel;
-  int64_t rows, row;  // of the panel; which of them
+  uint8_t *high, *low;  // of the panel
+  int64_t rows, row;    // of the panel; which of them
 };
 
 RL_INLINE uint8_t* panel_at(const Step& step, int64_t offset, int64_t width, int64_t first_row) {
-  return step.arena + offset + first_row * (width / RL_GROUP * PANEL_GROUP);
+  return step.arena + offset + first_row * (width / RL_GROUP * QUANT_BYTES);
+}
+
+RL_INLINE QuantRow row_of_panel(const Step& step, int64_t offset, int64_t width, int64_t row, int64_t first, int64_t end) {
+  const int64_t rows = end - first < PANEL ? end - first : PANEL;
+  uint8_t* panel = panel_at(step, offset, width, first);
+  return {panel, panel + width / RL_GROUP * HIGH_BYTES * rows, rows, row - first};
 }
 
 RL_INLINE QuantRow quant_row(const Step& step, int64_t offset, int64_t width, int64_t row, int64_t rows) {
-  const int64_t first = row / PANEL * PANEL;
-  return {panel_at(step, offset, width, first), rows - first < PANEL ? rows - first : PANEL, row - first};
+  return row_of_panel(step, offset, width, row, row / PANEL * PANEL, rows);
 }
 
 // Likewise, where panels begin anew at row `begin` and end with row `end` (the rows of one expert).
 RL_INLINE QuantRow segment_row(const Step& step, int64_t offset, int64_t width, int64_t row, int64_t begin, int64_t end) {
-  const int64_t first = begin + (row - begin) / PANEL * PANEL;
-  return {panel_at(step, offset, width, first), end - first < PANEL ? end - first : PANEL, row - first};
+  return row_of_panel(step, offset, width, row, begin + (row - begin) / PANEL * PANEL, end);
+}
+
+// The quantised copy of 32 elements as two planes, and their sums.
+struct Rounded {
+  int8_t high[RL_GROUP], low[RL_GROUP];
+  int sum, half;
+};
+
+RL_INLINE void round_group(const F* values, float inverse, bool kept, Rounded& to) {
+  constexpr int N = RL_GROUP / LANES;
+  I total[2] = {splat_int(0), splat_int(0)};
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) {
+    const F scaled = values[i] * splat(inverse);
+    I whole = kept ? round_int(scaled * splat(128.0f)) : round_int(scaled) << 7;
+    const I high = (whole + splat_int(64)) >> 7;  // -127..127; what is left is -64..63
+    store_int8(to.high + i * LANES, high);
+    if (kept) store_int8(to.low + i * LANES, whole - (high << 7));
+    total[i >= N / 2] += whole;
+  }
+  to.half = sum(total[0]);
+  to.sum = to.half + sum(total[1]);
 }
 
 // Columns [begin, end) of a row, both multiples of 32.
-RL_INLINE void quantise(const float* x, int64_t begin, int64_t end, QuantRow to) {
+RL_INLINE void quantise(const float* x, int64_t begin, int64_t end, QuantRow to, float outlier) {
   constexpr int N = RL_GROUP / LANES;
+  F magnitudes = splat(0.0f);
+  for (int64_t at = begin; at < end; at += LANES) magnitudes = magnitudes + abs(load(x + at));
+  const float total = sum(magnitudes), limit = outlier * (total / static_cast<float>(end - begin));
   for (int64_t at = begin; at < end; at += RL_GROUP) {
     F values[N];
     F peak = splat(0.0f);
@@ -53,35 +95,42 @@ RL_INLINE void quantise(const float* x, int64_t begin, int64_t end, QuantRow to)
       peak = max(abs(values[i]), peak);
     }
     const float most = largest(peak);
-    const float inverse = most > 0.0f ? LEVELS / most : 0.0f;
-    int8_t q[PLANES][RL_GROUP];
-    I total[PLANES] = {splat_int(0), splat_int(0)};
+    float scale = most / 127.0f;
+    uint32_t bits_of_scale;
+    memcpy(&bits_of_scale, &scale, 4);
+    bits_of_scale &= ~3u;
+    memcpy(&scale, &bits_of_scale, 4);
+    const bool kept = most > limit;
+    Rounded group = {};
+    if (!(most < 1e32f && total < 1e38f))
+      scale = __builtin_nanf("");
+    else if (most < 1e-30f)
+      scale = 0.0f;
+    else
+      round_group(values, 1.0f / scale, kept, group);
+    const int64_t index = at / RL_GROUP;
+    uint8_t *high = to.high + index * (HIGH_BYTES * to.rows), *low = to.low + index * (LOW_BYTES * to.rows);
 #pragma GCC unroll 8
-    for (int i = 0; i < N; i++) {
-      I whole = round_int(values[i] * splat(inverse));
-      const I high = (whole + splat_int(64)) >> 7, low = whole - (high << 7);  // -127..127 and -64..63
-      store_int8(q[0] + i * LANES, high);
-      store_int8(q[1] + i * LANES, low);
-      total[0] += high;
-      total[1] += low;
+    for (int j = 0; j < 8; j++) {
+      memcpy(high + (j * to.rows + to.row) * 4, group.high + 4 * j, 4);
+      memcpy(low + (j * to.rows + to.row) * 4, group.low + 4 * j, 4);
     }
-    uint8_t* group = to.panel + at / RL_GROUP * (PANEL_GROUP * to.rows);
-    for (int p = 0; p < PLANES; p++) {
-      const int64_t lanes = PLANES * to.rows, lane = PLANES * to.row + p;
-#pragma GCC unroll 8
-      for (int j = 0; j < 8; j++) memcpy(group + (j * lanes + lane) * 4, q[p] + 4 * j, 4);
-      const float scale = (p == 0 ? 128.0f : 1.0f) * (most / LEVELS);
-      const int32_t offset = -128 * sum(total[p]);
-      memcpy(group + (8 * lanes + lane) * 4, &scale, 4);
-      memcpy(group + (9 * lanes + lane) * 4, &offset, 4);
-    }
+    uint8_t* words = high + 32 * to.rows + to.row * 4;
+    const float shift = 12582912.0f * scale, weighted = scale * (static_cast<float>(group.sum) * 0x1p-7f);
+    const int32_t start = START - group.sum, is_kept = kept;
+    memcpy(words + SCALE * 4 * to.rows, &scale, 4);
+    memcpy(words + SHIFT * 4 * to.rows, &shift, 4);
+    memcpy(words + BEGIN * 4 * to.rows, &start, 4);
+    memcpy(words + WEIGHTED * 4 * to.rows, &weighted, 4);
+    memcpy(words + HALF * 4 * to.rows, &group.half, 4);
+    memcpy(words + KEPT * 4 * to.rows, &is_kept, 4);
   }
 }
 
 // Row-wise operators end with this.
 RL_INLINE void finish_row(const Step& step, const RlInstr& in, int64_t row, const float* out) {
   if (in.out_quant < 0) return;
-  quantise(out, 0, in.width_out, quant_row(step, in.out_quant, in.width_out, row, row_count(step, in)));
+  quantise(out, 0, in.width_out, quant_row(step, in.out_quant, in.width_out, row, row_count(step, in)), in.outlier);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 7
+#define RL_ABI_VERSION 8
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -65,7 +65,7 @@ typedef struct {
 } RlWeight;
 
 // One instruction. Offsets are bytes into the arena; -1: absent. A buffer holds [rows][width] f32, rows = tokens of
-// the batch, or logit rows when per_logit_row. A quantised buffer takes rows * round_up(2 * (width + width/32*8), 64) bytes;
+// the batch, or logit rows when per_logit_row. A quantised buffer takes rows * round_up(width/32 * 88, 64) bytes;
 // its layout is the kernels' own and differs between instruction sets (quantise.h).
 typedef struct {
   int32_t op, line;          // line: which entry of line_ns is billed
@@ -86,6 +86,8 @@ typedef struct {
   const float* rope_sin;
   RlWeight weight[3];
   int32_t states, taps;         // recurrent layers: state size of a head; inputs of a convolution
+  float outlier;                // quantised copies: a group keeps 15 bits when its peak exceeds this times the row's (in
+  int32_t reserved;             // RL_ATTEND: the head's) mean magnitude, else 8; 0: always, infinity: never
 } RlInstr;
 
 // The paged KV pool. Page address: base + block*block_stride + layer*layer_stride + kv_head*head_stride

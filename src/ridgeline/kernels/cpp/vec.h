@@ -30,6 +30,7 @@ RL_INLINE void store_part(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first
 RL_INLINE F splat(float x) { return _mm512_set1_ps(x); }
 RL_INLINE I splat_int(int x) { return (I)_mm512_set1_epi32(x); }
 RL_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+RL_INLINE F fmsub(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
 RL_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }  // b when either is NaN, in every instruction set
 RL_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
 RL_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
@@ -78,6 +79,7 @@ RL_INLINE I load_int(const void* p) { return (I)_mm256_loadu_si256((const __m256
 RL_INLINE F splat(float x) { return _mm256_set1_ps(x); }
 RL_INLINE I splat_int(int x) { return (I)_mm256_set1_epi32(x); }
 RL_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+RL_INLINE F fmsub(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
 RL_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
 RL_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
 RL_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
@@ -145,6 +147,7 @@ RL_INLINE I load_int(const void* p) {
 RL_INLINE F splat(float x) { return F{x, x, x, x}; }
 RL_INLINE I splat_int(int x) { return I{x, x, x, x}; }
 RL_INLINE F fma(F a, F b, F c) { return a * b + c; }
+RL_INLINE F fmsub(F a, F b, F c) { return a * b - c; }
 RL_INLINE F max(F a, F b) { return a > b ? a : b; }
 RL_INLINE F min(F a, F b) { return a < b ? a : b; }
 RL_INLINE F sqrt(F x) { return F{sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])}; }
