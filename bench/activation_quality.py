@@ -1,9 +1,7 @@
-"""What rounding activations costs in quality, by threshold (D10): perplexity, KL divergence and the largest change of a logit
-against the same weights in f32 with KV in f32.   python bench/activation_quality.py smollm2-135m [--tokens 2000]
+"""What rounding activations costs in quality, by threshold (D10): perplexity, KL divergence and the largest change of a
+logit against the same weights in f32.   python bench/activation_quality.py smollm2-135m [--tokens 2000]
 
-KV is f32 on both sides, so that only activations differ. `kept`: share of (row, group of 32) that keep 15 bits, and of
-(panel of 12 rows, group) whose low plane is multiplied, by the operator that reads the rows; from f32 activations of
-the first window. The last line is one JSON document.
+KV is f32 on both sides, so that only activations differ. The last line is one JSON document.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Products of the native linears, format by format and batch by batch: GOP/s beside the instruction peak, GB/s of weights
-beside the read bandwidth, both measured in the same run.   python bench/linear.py [--formats q4_1,q8_0] [--batch 1,6,256]
+"""Products of native linears by format and batch: GOP/s beside the instruction peak, GB/s of weights beside the read
+bandwidth, both measured in the same run.   python bench/linear.py [--formats q4_1,q8_0] [--batch 1,6,256]
 
 One tape of as many matrices as fill --set bytes, so weights come from memory as in a model; smallest of --seconds of
-repetitions, since other work only makes them longer. --kept: share of groups with outliers, whose low plane is multiplied
-too. The last line is one JSON document.
+repetitions, since other work only makes them longer. --kept: share of groups with outliers, whose low plane is
+multiplied too. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def weight_of(name: str, rows: int, columns: int) -> packing.PackedWeight:
 def activations(batch: int, columns: int, kept: float) -> npt.NDArray[np.float32]:
     """Rows whose first groups have an outlier each: the same columns in every row, as behind a norm."""
     x = np.random.default_rng(1).standard_normal((batch, columns), np.float32)
-    x[:, : int(round(kept * columns / 32)) * 32 : 32] = 60.0
+    x[:, : round(kept * columns / 32) * 32 : 32] = 60.0
     return x
 
 

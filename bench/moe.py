@@ -117,7 +117,10 @@ def split(model: str, weights: str, threads: int) -> Json:
     ids: dict[str, list[tuple[int, ...]]] = {}
     logits: dict[str, Any] = {}
     for name in (model, f"moe8:{model}"):
-        with LLM(name, weights=weights, threads=threads, context=512, kv_bytes=1 << 26) as llm:
+        # 15 bits everywhere: what an outlier is depends on a row, and those of an expert are shorter
+        with LLM(
+            name, weights=weights, threads=threads, context=512, kv_bytes=1 << 26, activations="int16"
+        ) as llm:  # fmt: skip
             ids[name] = [answer.tokens for answer in llm.generate(list(PROMPTS), max_tokens=48)]
         logits[name] = logits_of(name, weights, threads, ids[model][0])
     dense, mixture = ids.values()
@@ -140,7 +143,8 @@ def logits_of(model: str, weights: str, threads: int, ids: Sequence[int]) -> Any
         for g in program.kv_groups
     )
     limits = StepLimits(count, count, 1, blocks * BLOCK_TOKENS)
-    runner = Runner(bind(program), pools, limits=limits, threads=threads, clock=WallClock())
+    bound = bind(program, activations="int16")
+    runner = Runner(bound, pools, limits=limits, threads=threads, clock=WallClock())
     rows = tuple(LogitRow(i, i + 1, Sampling()) for i in range(count))
     entry = Entry(0, 0, tuple(ids), tuple(np.arange(blocks, dtype=np.int32) for _ in pools), rows)
     runner.collect(runner.submit(StepPlan((entry,))))

@@ -68,18 +68,16 @@ def with_outliers(x: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if reads_integers(name)])
 @given(
-    count=st.integers(2, 27),
-    groups=st.integers(1, 4),
-    share=st.sampled_from((0.02, 0.1, 0.5)),
-    seed=st.integers(0, 99),
+    shape=st.tuples(st.integers(2, 27), st.integers(1, 4)),
+    planted=st.tuples(st.sampled_from((0.02, 0.1, 0.5)), st.integers(0, 99)),
     outlier=st.sampled_from((4.0, 8.0, 20.0)),
 )
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_outliers_of_neighbours_change_no_bit(isa, teams, name, count, groups, share, seed, outlier) -> None:
+def test_outliers_of_neighbours_change_no_bit(isa, teams, name, shape, planted, outlier) -> None:
     """A row with or without low planes beside rows with or without: panels are crossed at 4 and 12."""
-    columns = fitting(name, 32 * groups)
+    count, columns = shape[0], fitting(name, 32 * shape[1])
     weight = packed_random(name, 20, columns)
-    x = with_outliers(rows_of(count, columns, seed), share, seed)
+    x = with_outliers(rows_of(count, columns, planted[1]), *planted)
     together = linear(teams(2), x, [weight], outlier=outlier)
     for i in range(count):
         alone = linear(teams(1), x[i : i + 1], [weight], outlier=outlier)

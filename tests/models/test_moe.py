@@ -295,7 +295,7 @@ def test_smollm2_as_eight_experts_gives_the_same_ids():
     ]
     answers = []
     for name in ("smollm2-135m", "moe8:smollm2-135m"):
-        engine = TinyEngine(name, context=64)
+        engine = TinyEngine(name, context=64, activations="int16")  # outliers are those of a row: an expert has its own
         assert engine.engine.facts.family == ("llama" if name.startswith("s") else "mixtral")
         answers.append(engine.run(requests))
         engine.engine.close()

@@ -76,7 +76,8 @@ def command(
     """
     options = engine_options(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        activations=activations, keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
+        activations=activations,
+        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     if is_ladder:
         from .climb import climb  # noqa: PLC0415  heavy; --help must start in 0.3 s

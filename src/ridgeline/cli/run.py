@@ -85,7 +85,8 @@ def command(
     )  # fmt: skip
     options = engine_options(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        activations=activations, keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
+        activations=activations,
+        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     asked = Asked(model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options)
     raise typer.Exit(converse(asked, json=json))

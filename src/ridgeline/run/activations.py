@@ -1,7 +1,7 @@
 """How integer linears read activations: 8 bits, 15 in groups with outliers (D10), or one of them everywhere.
 
-Owns the thresholds; kernels/cpp/quantise.h owns the rule. A group's error follows its peak, so a group of 32 keeps 15 bits
-when its peak exceeds `outlier` times the mean magnitude of its row.
+Owns the thresholds; kernels/cpp/quantise.h owns the rule. A group's error follows its peak, so a group of 32 keeps 15
+bits when its peak exceeds `outlier` times the mean magnitude of its row.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import math
 from ridgeline.kit.errors import UserError
 
 ACTIVATIONS = ("auto", "int8", "int16")
-# By the kind of operator that writes the row, or that of the head which reads it. Rows behind a norm have a few columns of
+# By the kind of operator that writes the row, or "head" when that reads it. Rows behind a norm have a few columns of
 # outliers, the same for every token; products with a gate have heavy tails everywhere, and keeping more of them costs
-# more than it gives; of attention's output little depends on a bit; the head's error is the logits' and its rows are few.
-# Measured: docs/findings/cpu-linear.md.
+# more than it gives; of attention's output little depends on a bit; the head's error is the logits' own, its rows are
+# few. Measured: docs/findings/cpu-linear.md.
 OUTLIER = 8.0
 OUTLIER_OF = {"activation": 12.0, "experts": 12.0, "attend": 12.0, "head": 4.0}
 LEAST, MOST = 1.0, 1e6
 
 
 def outlier_of(activations: str, kind: str) -> float:
-    """Threshold for rows that an operator of this kind writes (or a head reads): 0: 15 bits everywhere, infinity: nowhere. UserError for a
-    name there is not; auto:outlier=NUMBER sets one threshold for all."""
+    """Threshold for rows that an operator of this kind writes (or a head reads). 0: 15 bits everywhere, inf: nowhere.
+
+    UserError for a name there is not; auto:outlier=NUMBER sets one threshold for all."""
     name, _, option = activations.partition(":")
     if name not in ACTIVATIONS or (option and name != "auto"):
         raise UserError(f"activations is {activations!r}; known: {', '.join(ACTIVATIONS)}, auto:outlier=NUMBER.")
