@@ -64,11 +64,15 @@ def written(one: NativeBatch, plan: StepPlan) -> dict[str, object]:
     needed = [
         [-(-(entry.slot(g) + len(entry.tokens)) // BLOCK_TOKENS) for entry in plan.entries] for g in range(GROUPS)
     ]
+    sampling = one._sampling[:rows].copy()
+    for begin, end in (("history_begin", "history_end"), ("bias_begin", "bias_end")):
+        is_empty = sampling[begin] == sampling[end]  # wherever that is
+        sampling[begin][is_empty] = sampling[end][is_empty] = 0
     found: dict[str, object] = {
         "sizes": (struct.tokens, struct.sequences, struct.logit_rows),
         "ids": one._ids[:tokens].tolist(), "positions": one._positions[:tokens].tolist(),
         "sequence_of": one._sequence_of[:tokens].tolist(), "first": one._first[: entries + 1].tolist(),
-        "logit_token": one._logit_token[:rows].tolist(), "sampling": one._sampling[:rows].tolist(),
+        "logit_token": one._logit_token[:rows].tolist(), "sampling": sampling.tolist(),
         "tables": [[tables[g, e, :n].tolist() for e, n in enumerate(counts)] for g, counts in enumerate(needed)],
         "slots": one._slots[: GROUPS * tokens].tolist() if struct.slots else None,
         "tree": one._tree[:tokens].tolist() if struct.tree else None,

@@ -76,7 +76,8 @@ class Autoregressive:
         return [self._plain] * len(running)
 
     def settle(self, sequence: Sequence, ask: Ask, entry: Entry, answers: Many[RowResult]) -> Settled:
-        return Settled(tuple([answer.token for answer in answers]))
+        (answer,) = answers  # it asks for no guesses, so there is one choice to make
+        return Settled((answer.token,))
 
     def cannot(self, sequence: Sequence, program: str) -> None:
         pass

@@ -129,6 +129,8 @@ class BlockMemory:
         return sum(table.held for table in held.tables) if held else 0
 
     def transfers(self) -> tuple[Transfer, ...]:
+        if not self._moves:
+            return ()
         moves = tuple(self._moves)
         self._moves.clear()
         return moves

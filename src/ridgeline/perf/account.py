@@ -1,14 +1,14 @@
 """Account: watches every step of an engine and keeps only numbers (A1).
 
-Called by engine/ as its StepObserver. A step only notes its entries' shapes and its nanoseconds; they are named by
-phase (phases.py) and summed in bulk, when somebody reads or many steps have gathered; the rest is summary.py's.
-Refuses nothing: it must never slow or stop a step.
+Called by engine/ as its StepObserver. A step is only noted; notes are named by phase (phases.py) and summed in bulk,
+when somebody reads or some have gathered; the rest is summary.py's. Refuses nothing: it never slows or stops a step.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from ridgeline.ops.batch import count_pairs
 from ridgeline.ops.kv import Reach
-from ridgeline.state.plan import SequenceId, StepPlan, StepResult
+from ridgeline.state.plan import Entry, SequenceId, StepPlan, StepResult
 from ridgeline.state.sequence import Sequence
 
 from .phases import PHASES, UNKNOWN, Phases
 
 MODEL = "model"
 COLUMNS = ("step", "phase", "tokens", "logit_rows", "sequences", "pairs", "kv_tokens")
-NOTED = 7  # numbers noted of an entry
-STEPS_AT_ONCE, ENTRIES_AT_ONCE = 128, 2048  # noted at most before they are summed: some hundred kilobytes
+SHAPE = 7  # numbers of an entry: step, sequence, start, tokens, end, rows, chosen
+NOTED = 512  # steps and entries noted at most before they are summed: a few hundred kilobytes
 
 
 class OtherWork(msgspec.Struct, frozen=True):
@@ -101,9 +101,8 @@ class Account:
         self._experts = array("d")
         self._line_ns: npt.NDArray[np.int64] | None = None
         self._phases = Phases()
-        self._noted = array("q")  # [entries][NOTED], not summed yet: step, sequence, start, tokens, end, rows, chosen
-        self._timed: list[tuple[int, npt.NDArray[np.int64]]] = []  # likewise: step, nanoseconds by line
-        self._first_noted = 0  # step
+        self._notes: list[tuple[Any, ...]] = []  # steps and finished sequences in order, not summed yet
+        self._noted = 0
         self._running: dict[SequenceId, int] = {}  # those met: the idle gap that ended with their first step, or -1
         self._idle: list[list[float]] = []  # [begin, end]; end moves back to the arrival that ended it
         self._host_s = 0.0
@@ -119,51 +118,22 @@ class Account:
     # -- StepObserver
 
     def on_step(self, plan: StepPlan, result: StepResult) -> None:
-        step = len(self._times) // 2
-        gap = self._gap(result.started_s)
-        running = self._running
-        noted: list[int] = []
-        for entry in plan.entries:
-            if entry.program != MODEL:
-                other = self._others.setdefault(entry.program, [0, 0, 0])
-                other[1], other[2] = other[1] + 1, other[2] + len(entry.tokens)
-                continue
-            running.setdefault(entry.sequence, gap)
-            rows, tokens = entry.rows, len(entry.tokens)
-            chosen = rows[-1].position if rows and rows[-1].target < 0 else UNKNOWN
-            end = entry.start + tokens - entry.tentative  # what was guessed may be computed again
-            noted += (step, entry.sequence, entry.start, tokens, end, len(rows), chosen)
-        self._noted += array("q", noted)
-        self._times.extend((result.started_s, result.ended_s))
-        self._experts.append(math.nan if result.experts is None else result.experts)
-        self._last_end = result.ended_s
-        self._native_calls += result.native_calls
-        self._native_ns += result.native_ns
-        self._transfer_ns += result.transfer_ns
-        if result.line_ns is not None:
-            self._timed.append((step, result.line_ns))
-        for name, line_ns in result.others.items():
-            self._other_ns[name] = self._other_ns[name] + line_ns if name in self._other_ns else line_ns
-            self._others.setdefault(name, [0, 0, 0])[0] += 1
-        if step - self._first_noted >= STEPS_AT_ONCE or len(self._noted) >= NOTED * ENTRIES_AT_ONCE:
+        self._notes.append((
+            plan.entries, result.started_s, result.ended_s, result.line_ns, result.native_calls, result.native_ns,
+            result.transfer_ns, result.experts, result.others,
+        ))  # fmt: skip
+        self._noted += 1 + len(plan.entries)
+        if self._noted >= NOTED:
             self._sum_up()
 
     def on_finish(self, sequence: Sequence, reason: str, at_s: float) -> None:
-        gap = self._running.pop(sequence.id, -1)
-        if gap >= 0:
-            idle = self._idle[gap]
-            idle[1] = max(idle[0], min(idle[1], sequence.arrival_s))
-        self._finished[reason] = self._finished.get(reason, 0) + 1
-        self._preemptions += sequence.preemptions
-        self._tokens_recomputed += sequence.tokens_recomputed
-        self._guessed += sequence.tokens_guessed
-        self._accepted += sequence.tokens_accepted
-        self._tokens_cached += sequence.tokens_cached
+        self._notes.append((sequence, reason))
 
     # -- what was seen
 
     @property
     def steps(self) -> int:
+        self._sum_up()
         return len(self._times) // 2
 
     def table(self) -> StepTable:
@@ -197,34 +167,86 @@ class Account:
 
     # -- inside
 
+    def _sum_up(self) -> None:
+        """Every note becomes numbers, in order; shapes become one row for every step and phase."""
+        notes, self._notes, self._noted = self._notes, [], 0
+        shapes = array("q")
+        timed: list[tuple[int, npt.NDArray[np.int64]]] = []
+        first = len(self._times) // 2
+        for note in notes:
+            if len(note) == 2:
+                self._sum_finish(*note)
+                continue
+            entries, started_s, ended_s, line_ns, native_calls, native_ns, transfer_ns, experts, others = note
+            step = len(self._times) // 2
+            self._sum_entries(entries, step, self._gap(started_s), shapes)
+            self._times.extend((started_s, ended_s))
+            self._experts.append(math.nan if experts is None else experts)
+            self._last_end = ended_s
+            self._native_calls += native_calls
+            self._native_ns += native_ns
+            self._transfer_ns += transfer_ns
+            if line_ns is not None:
+                timed.append((step, line_ns))
+            for name, other_ns in others.items():
+                self._other_ns[name] = self._other_ns[name] + other_ns if name in self._other_ns else other_ns
+                self._others.setdefault(name, [0, 0, 0])[0] += 1
+        mixes = self._sum_shapes(np.array(shapes, np.int64).reshape(-1, SHAPE), first)
+        for step, line_ns in timed:
+            if self._line_ns is None:
+                self._line_ns = np.zeros((2 ** len(PHASES), len(line_ns)), np.int64)
+            self._line_ns[mixes[step - first]] += line_ns
+        self._phases.keep(self._running)
+
+    def _sum_entries(self, entries: tuple[Entry, ...], step: int, gap: int, shapes: array[int]) -> None:
+        """Work of other programs is added up; the model's entries go into `shapes`. gap: that the step ended."""
+        noted: list[int] = []
+        for entry in entries:
+            if entry.program != MODEL:
+                other = self._others.setdefault(entry.program, [0, 0, 0])
+                other[1], other[2] = other[1] + 1, other[2] + len(entry.tokens)
+                continue
+            self._running.setdefault(entry.sequence, gap)
+            rows, tokens = entry.rows, len(entry.tokens)
+            chosen = rows[-1].position if rows and rows[-1].target < 0 else UNKNOWN
+            end = entry.start + tokens - entry.tentative  # what was guessed may be computed again
+            noted += (step, entry.sequence, entry.start, tokens, end, len(rows), chosen)
+        shapes += array("q", noted)
+
+    def _sum_finish(self, sequence: Sequence, reason: str) -> None:
+        gap = self._running.pop(sequence.id, -1)
+        if gap >= 0:
+            idle = self._idle[gap]
+            idle[1] = max(idle[0], min(idle[1], sequence.arrival_s))
+        self._finished[reason] = self._finished.get(reason, 0) + 1
+        self._preemptions += sequence.preemptions
+        self._tokens_recomputed += sequence.tokens_recomputed
+        self._guessed += sequence.tokens_guessed
+        self._accepted += sequence.tokens_accepted
+        self._tokens_cached += sequence.tokens_cached
+
+    def _sum_shapes(self, shapes: npt.NDArray[np.int64], first: int) -> dict[int, int]:
+        """The set of phases of every step, counted from `first`."""
+        if not len(shapes):
+            return Counter()
+        step, sequence, start, tokens, end, rows, chosen = np.ascontiguousarray(shapes.T)
+        place = (step - first) * len(PHASES) + self._phases.name(sequence, start, end, chosen)
+        sums = [tokens, rows, np.ones_like(tokens), *count_pairs(start, tokens)]
+        for reach in self._reaches:
+            sums += count_pairs(start, tokens, reach)
+        columns = [np.bincount(place, column) for column in sums]  # exact: far below 2^53
+        present = np.flatnonzero(columns[0])
+        steps, phases = np.divmod(present, len(PHASES))
+        added = np.stack([steps + first, phases, *(column[present] for column in columns)], 1)
+        self._shapes.frombytes(added.astype(np.int64).tobytes())
+        mixes: Counter[int] = Counter()
+        for at, phase in zip(steps.tolist(), phases.tolist(), strict=True):
+            mixes[at] |= 1 << phase
+        return mixes
+
     def _gap(self, started_s: float) -> int:
         """Index of the idle gap that this step ends, -1 when somebody was being served."""
         if self._last_end is None or self._running:
             return -1
         self._idle.append([self._last_end, started_s])
         return len(self._idle) - 1
-
-    def _sum_up(self) -> None:
-        """What was noted becomes one row for every step and phase, and one for every set of phases."""
-        noted = np.array(self._noted, np.int64).reshape(-1, NOTED)
-        begin, end = self._first_noted, len(self._times) // 2
-        mixes = [0] * (end - begin)
-        if len(noted):
-            step, sequence, start, tokens, computed, rows, chosen = np.ascontiguousarray(noted.T)
-            place = (step - begin) * len(PHASES) + self._phases.name(sequence, start, computed, chosen)
-            sums = [tokens, rows, np.ones_like(tokens), *count_pairs(start, tokens)]
-            for reach in self._reaches:
-                sums += count_pairs(start, tokens, reach)
-            columns = [np.bincount(place, column) for column in sums]  # exact: far below 2^53
-            present = np.flatnonzero(columns[0])
-            steps, phases = np.divmod(present, len(PHASES))
-            added = np.stack([steps + begin, phases, *(column[present] for column in columns)], 1)
-            self._shapes.frombytes(added.astype(np.int64).tobytes())
-            for at, phase in zip(steps.tolist(), phases.tolist(), strict=True):
-                mixes[at] |= 1 << phase
-        for at, line_ns in self._timed:
-            if self._line_ns is None:
-                self._line_ns = np.zeros((2 ** len(PHASES), len(line_ns)), np.int64)
-            self._line_ns[mixes[at - begin]] += line_ns
-        self._phases.keep(self._running)
-        self._noted, self._timed, self._first_noted = array("q"), [], end

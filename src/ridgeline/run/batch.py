@@ -6,6 +6,7 @@ Refuses plans that do not fit: whatever is wrong with a plan is said here, befor
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections import Counter
 from typing import Any
 
@@ -34,6 +35,8 @@ SAMPLING = np.dtype(
     ],
     align=True,
 )  # fmt: skip
+
+SAMPLING_WORDS, POSITION_WORD = (bytes_ // 4 for bytes_ in (SAMPLING.itemsize, native.RlSampling.position.offset))
 
 
 class NativeBatch:
@@ -64,26 +67,30 @@ class NativeBatch:
         self._logprob = np.zeros(rows, np.float32)
         self._top_logprobs = np.zeros((rows, MAX_LOGPROBS), np.float32)
         self._sampling = np.zeros(rows, SAMPLING)
-        self._sampling_position = self._sampling["position"]
         self._state_slot = _ints(sequences)
         self.line_experts = _ints(len(line_ns))
         batch = native.RlBatch()
         batch.table_stride = self._table_stride
-        for field, array in (
+        for field, values in (
             ("token_ids", self._ids), ("positions", self._positions), ("sequence_of", self._sequence_of),
             ("first_token", self._first), ("block_table", self._table), ("logit_token", self._logit_token),
             ("sampling", self._sampling), ("sampled", self._sampled), ("logprob", self._logprob),
             ("rank", self._rank), ("top_ids", self._top_ids), ("top_logprobs", self._top_logprobs),
             ("line_ns", line_ns), ("line_experts", self.line_experts),
         ):  # fmt: skip
-            setattr(batch, field, array.ctypes.data)
+            setattr(batch, field, values.ctypes.data)
         self.struct = batch
+        # What every step writes and reads goes through views: NumPy is slow for a few numbers, and slower still when
+        # its code has left the caches, which every native step sees to.
+        self._ids_view, self._positions_view = self._ids.data, self._positions.data
+        self._sampling_view, self._sampled_view = self._sampling.view(np.int32).data, self._sampled.data
         self._slots_pointer, self._tree_pointer = self._slots.ctypes.data, self._tree.ctypes.data
         if states is not None:
             native.set_states(batch, states)
             batch.state_slot = self._state_slot.ctypes.data
         # What the arrays hold. counts: tokens by entry. blocks, room: an entry's block tables as they were given, and
         # the slots they cover. keys: of a logit row everything but its position; None: never the same again.
+        self._sizes: tuple[int, ...] = ()
         self._counts: list[int] = []
         self._logit_tokens: list[int] = []
         self._blocks: list[tuple[Ints, ...] | None] = []
@@ -124,8 +131,8 @@ class NativeBatch:
                 has_slots = has_trees = True
         if len(ids) > self._limits.tokens or len(rows) > self._limits.logit_rows:
             raise self._too_large(plan)
-        self._ids[: len(ids)] = ids
-        self._positions[: len(ids)] = positions
+        self._ids_view[: len(ids)] = array("i", ids)
+        self._positions_view[: len(ids)] = array("i", positions)
         if counts != self._counts:
             self._first[1 : len(counts) + 1] = np.cumsum(counts)
             self._sequence_of[: len(ids)] = np.repeat(np.arange(len(counts)), counts)
@@ -140,10 +147,12 @@ class NativeBatch:
             self._fill_slots(entries, len(ids))
         if has_trees:
             self._fill_trees(entries)
-        struct = self.struct
-        struct.tokens, struct.sequences, struct.logit_rows = len(ids), len(entries), len(rows)
-        struct.slots = self._slots_pointer if has_slots else None
-        struct.tree = self._tree_pointer if has_trees else None
+        sizes = (len(ids), len(entries), len(rows), has_slots, has_trees)
+        if sizes != self._sizes:
+            struct, self._sizes = self.struct, sizes
+            struct.tokens, struct.sequences, struct.logit_rows = sizes[:3]
+            struct.slots = self._slots_pointer if has_slots else None
+            struct.tree = self._tree_pointer if has_trees else None
 
     def _too_large(self, plan: StepPlan) -> InvariantError:
         rows = sum(len(entry.rows) for entry in plan.entries)
@@ -201,12 +210,13 @@ class NativeBatch:
 
     def _fill_sampling(self, rows: list[LogitRow]) -> None:
         """A row's record stays while nothing but its position changes; histories and biases are written anew."""
-        keys = self._keys
+        keys, positions = self._keys, self._sampling_view
         history: list[tuple[int, int]] = []
         bias: list[tuple[int, float]] = []
         laws = 0
         for index, row in enumerate(rows):
             law = 0
+            positions[index * SAMPLING_WORDS + POSITION_WORD] = row.position
             if row.law:
                 laws += 1
                 law = laws
@@ -219,8 +229,6 @@ class NativeBatch:
             else:
                 keys[index] = None
             self._sampling[index] = self._packed(row, history, bias, law)
-        if rows:
-            self._sampling_position[: len(rows)] = [row.position for row in rows]
         if laws > len(self._laws):
             self._laws = np.zeros((laws, self._vocabulary), np.float32)
             self.struct.laws = self._laws.ctypes.data
@@ -231,7 +239,7 @@ class NativeBatch:
         """Every entry's answers, a row each."""
         answers = []
         row = laws = 0
-        sampled: list[int] = self._sampled[: len(self._logit_tokens)].tolist()
+        sampled = self._sampled_view[: len(self._logit_tokens)].tolist()
         for entry in plan.entries:
             found = []
             for wanted in entry.rows:

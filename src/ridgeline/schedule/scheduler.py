@@ -20,6 +20,7 @@ from ridgeline.state.plan import Entry, RowResult, SequenceId, StepPlan, StepRes
 from ridgeline.state.ports import SequenceMemory
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Rank, Sequence
+from ridgeline.state.transfer import Transfer
 
 from .options import ScheduleOptions
 from .policy import Policy
@@ -53,8 +54,7 @@ class Scheduler:
         self._by_request: dict[str, Sequence] = {}
         self._in_flight: StepPlan | None = None
         self._placed: list[Placed] = []
-        self._flying: dict[SequenceId, Sequence] = {}
-        self._cancelled: set[SequenceId] = set()
+        self._cancelled: dict[SequenceId, Sequence] = {}  # while a step computes them
         self._released: list[SequenceId] = []
         self._slots_done = 0  # finished sequences of a static batch that still runs
         self._next_id = 0
@@ -84,8 +84,8 @@ class Scheduler:
         sequence = self._by_request.get(request_id)
         if sequence is None:
             return None
-        if sequence.id in self._flying:
-            self._cancelled.add(sequence.id)
+        if self._in_flight is not None and sequence in self._running:
+            self._cancelled[sequence.id] = sequence
             return None
         return self._finish(sequence, "cancelled", now)
 
@@ -115,16 +115,17 @@ class Scheduler:
         if not self.policy.is_static and self.policy.review(self._waiting, self._running, now):
             self._sort()
         evicted = self._hold_known()
-        if not evicted:
+        if self._waiting and not evicted:
             self._admit(now)
         self._placed = share(self._asks(), self.options, self._memories, self.context)
         if not self._placed:
             return StepPlan(())
-        transfers = tuple([one for memory in self._memories.values() for one in memory.transfers()])
+        transfers: tuple[Transfer, ...] = ()
+        for memory in self._memories.values():
+            transfers += memory.transfers()
         plan = StepPlan(tuple([one.entry for one in self._placed]), tuple(self._released), transfers)
         self._released.clear()
         self._in_flight = plan
-        self._flying = {sequence.id: sequence for sequence in self._running}
         return plan
 
     def _sort(self) -> None:
@@ -251,7 +252,7 @@ class Scheduler:
             raise InvariantError("commit of a plan that is not the one in flight")
         if len(result.rows) != len(plan.entries):
             raise InvariantError(f"{len(plan.entries)} entries were planned and {len(result.rows)} answered")
-        flying, self._in_flight, self._flying = self._flying, None, {}
+        self._in_flight = None
         events = []
         for placed, answers in zip(self._placed, result.rows, strict=True):
             if placed.sequence.id in self._cancelled:
@@ -260,7 +261,9 @@ class Scheduler:
                 self._follow(placed, answers)
             elif (event := self._advance(placed, answers, result.ended_s)) is not None:
                 events.append(event)
-        events += [self._finish(flying[name], "cancelled", result.ended_s) for name in sorted(self._cancelled)]
+        if self._cancelled:
+            cancelled, self._cancelled = self._cancelled, {}
+            events += [self._finish(cancelled[name], "cancelled", result.ended_s) for name in sorted(cancelled)]
         return events
 
     def _follow(self, placed: Placed, answers: tuple[RowResult, ...]) -> None:
@@ -307,9 +310,10 @@ class Scheduler:
             self.memory.keep_places(sequence, sequence.tokens_computed, accepted)
         sequence.tokens += chosen
         sequence.tree = settled.tree
-        sequence.tokens_computed += len(accepted)
-        sequence.tokens_guessed += guessed
-        sequence.tokens_accepted += len(accepted)
+        if guessed:
+            sequence.tokens_computed += len(accepted)
+            sequence.tokens_guessed += guessed
+            sequence.tokens_accepted += len(accepted)
         for program, computed in sequence.computed_elsewhere.items():
             sequence.computed_elsewhere[program] = min(computed, before + len(accepted))
         return chosen
@@ -328,7 +332,6 @@ class Scheduler:
         chosen: tuple[int, ...] = (), scored: tuple[Scored, ...] = (),
     ) -> TokenEvent:  # fmt: skip
         self._release(sequence)
-        self._cancelled.discard(sequence.id)
         del self._by_request[sequence.request.id]
         if sequence in self._running:
             self._running.remove(sequence)

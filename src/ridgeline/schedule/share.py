@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 
 import msgspec
 
@@ -31,8 +30,7 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     entry: Entry
 
 
-@dataclass(slots=True)
-class _Budget:
+class _Budget(msgspec.Struct, gc=False):
     tokens: int
     rows: int
 
@@ -61,7 +59,7 @@ def share(
 
 def want(sequence: Sequence, options: ScheduleOptions) -> int:
     """Known tokens that the sequence would compute in a step of its own."""
-    left = sequence.tokens_to_compute
+    left = len(sequence.tokens) - sequence.tokens_computed
     return left if options.chunk is None else min(left, options.chunk)
 
 
