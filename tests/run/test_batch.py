@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from ridgeline.kernels import native
@@ -82,6 +82,7 @@ def written(one: NativeBatch, plan: StepPlan) -> dict[str, object]:
     return found
 
 
+@settings(deadline=None)
 @given(some.lists(plans(), min_size=1, max_size=6))
 def test_what_came_before_leaves_no_trace(steps: list[StepPlan]) -> None:
     used = batch()
