@@ -7,6 +7,7 @@ is reported before it ends. Called by ridgeline/worker.py.
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import traceback
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def serve(connection: socket.socket, make_engine: Callable[[EngineConfig], Engin
         if not isinstance(start, Start):
             raise InvariantError("the first message to an engine must be Start")
         engine = make_engine(msgspec.msgpack.decode(start.config, type=EngineConfig))
+        gc.collect()
+        gc.freeze()  # the model's objects stay until the end: no collection needs to walk them again
         frames.send(Ready(engine.facts))
         _run(frames, engine)
         return 0

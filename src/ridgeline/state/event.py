@@ -14,11 +14,11 @@ class Scored(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class TokenEvent(msgspec.Struct, frozen=True):
+class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """New tokens of one request.
 
     finish: None while it runs; "stop" (a stop id), "length", "cancelled" or "error" with the last event.
-    at_s: engine clock when the step that made them ended.
+    at_s: engine clock when the step that made them ended. What has its default does not travel: a token takes 45 bytes.
     """
 
     request: str
