@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 GROUP = 32
 # Every kind of native format, and every option of one that has its own code.
 NATIVE_FORMATS = (
-    "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "q4_k", "q6_k", "int8", "int8:group=32,zero=1,scale=bf16",
+    "f32", "f16", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "q4_k", "q6_k", "int8", "int8:group=32,zero=1,scale=bf16",
     "int4:group=32", "int4:zero=1,scale=f32", "int4:group=128,zero=1", "int4:group=0", "fp8", "fp8:scale=tensor",
     "fp8:scale=block", "fp8:kind=e5m2",
 )  # fmt: skip

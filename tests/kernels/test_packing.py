@@ -50,8 +50,8 @@ def test_weights_that_cannot_be_packed_are_refused_in_a_sentence(name: str) -> N
 
 
 def test_a_format_without_a_body_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no native kernel reads f16.*bf16"):
-        pack(np.zeros(3, np.uint8), "f16", 16, 256)
+    with pytest.raises(UserError, match=r"no native kernel reads int4:group=48.*bf16"):
+        pack(np.zeros(3, np.uint8), "int4:group=48", 16, 256)
 
 
 def test_the_mirrored_structs_have_the_sizes_of_the_header() -> None:

@@ -18,4 +18,4 @@ def pack_blocks(values: Floats) -> Bytes:
     return write_half(values, "f16")
 
 
-FORMAT = BlockFormat("f16", 1, 2, unpack_blocks, pack_blocks)
+FORMAT = BlockFormat("f16", 1, 2, unpack_blocks, pack_blocks, native=14)

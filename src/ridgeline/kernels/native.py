@@ -26,8 +26,8 @@ ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 
 (
     RL_F32, RL_BF16, RL_Q8_0, RL_Q4_1, RL_Q4_0, RL_Q5_0, RL_Q4_K, RL_Q6_K, RL_INT8, RL_INT8_ZERO, RL_INT4, RL_INT4_ZERO,
-    RL_E4M3, RL_E5M2,
-) = range(14)  # fmt: skip  # RlFormat: the low byte
+    RL_E4M3, RL_E5M2, RL_F16,
+) = range(15)  # fmt: skip  # RlFormat: the low byte
 RL_KV_F32, RL_KV_BF16, RL_KV_INT8, RL_KV_INT4 = range(4)  # RlStorage
 (
     RL_EMBED, RL_NORM, RL_LINEAR, RL_ROPE, RL_ATTEND, RL_ACTIVATION, RL_ADD, RL_GATHER, RL_SAMPLE, RL_HEAD_NORM,

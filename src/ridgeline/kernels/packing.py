@@ -15,7 +15,7 @@ from . import native
 Bytes = npt.NDArray[np.uint8]
 
 GROUP = 32  # RL_GROUP
-FLOATING = (native.RL_F32, native.RL_BF16, native.RL_E4M3, native.RL_E5M2)
+FLOATING = (native.RL_F32, native.RL_BF16, native.RL_F16, native.RL_E4M3, native.RL_E5M2)
 
 
 def reads_integers(format: Format) -> bool:

@@ -106,6 +106,9 @@ void read_row(const RlWeight& weight, int64_t id, float scale, float* out) {
     case RL_F32:
       for (int64_t k = 0; k < columns; k++) out[k] = words[k * 16 + lane] * scale;
       return;
+    case RL_F16:
+      for (int64_t k = 0; k < columns; k++) out[k] = half_to_float(halves[k * 16 + lane]) * scale;
+      return;
     case RL_BF16:
       for (int64_t k = 0; k < columns; k++) out[k] = bf16_to_float(halves[k / 2 * 32 + lane * 2 + k % 2]) * scale;
       return;

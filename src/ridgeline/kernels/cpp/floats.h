@@ -1,12 +1,16 @@
-// Blocks of linear.cpp that multiply f32 activations: f32, bf16 and float8 weights. Included by linear.cpp only.
+// Blocks of linear.cpp that multiply f32 activations: f32, f16, bf16 and float8 weights. Included by linear.cpp only.
 #pragma once
 #include "block.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
 
-template <int R, int T, bool FETCH>
-RL_INLINE void dot_f32(const Reads& from, const uint8_t* const (&tile)[T], const int (&lane)[T], F (&out)[R][T]) {
+RL_INLINE F load_element(const float* p) { return load(p); }
+RL_INLINE F load_element(const uint16_t* p) { return load_half(p); }
+
+// f32, or f16 (Element uint16_t).
+template <typename Element, int R, int T, bool FETCH>
+RL_INLINE void dot_columns(const Reads& from, const uint8_t* const (&tile)[T], const int (&lane)[T], F (&out)[R][T]) {
   F even[R][T] = {}, odd[R][T] = {};
   const float* x = from.x;
   int64_t k = 0;
@@ -14,12 +18,12 @@ RL_INLINE void dot_f32(const Reads& from, const uint8_t* const (&tile)[T], const
     F first_weight[T], second_weight[T];
 #pragma GCC unroll 12
     for (int t = 0; t < T; t++) {
-      const float* w = reinterpret_cast<const float*>(tile[t]) + k * 16 + lane[t];
-      first_weight[t] = load(w);
-      second_weight[t] = load(w + 16);
+      const Element* w = reinterpret_cast<const Element*>(tile[t]) + k * 16 + lane[t];
+      first_weight[t] = load_element(w);
+      second_weight[t] = load_element(w + 16);
     }
-    fetch<FETCH>(tile[0] + k * 64);
-    fetch<FETCH>(tile[0] + k * 64 + 64);
+    fetch<FETCH>(tile[0] + k * 16 * sizeof(Element));
+    if constexpr (sizeof(Element) == 4) fetch<FETCH>(tile[0] + k * 64 + 64);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
       F a = splat(x[r * from.stride + k]), b = splat(x[r * from.stride + k + 1]);
@@ -35,8 +39,8 @@ RL_INLINE void dot_f32(const Reads& from, const uint8_t* const (&tile)[T], const
 #pragma GCC unroll 12
     for (int t = 0; t < T; t++) {
       if (k < from.columns) {
-        const float* w = reinterpret_cast<const float*>(tile[t]) + k * 16 + lane[t];
-        even[r][t] = fma(splat(x[r * from.stride + k]), load(w), even[r][t]);
+        const Element* w = reinterpret_cast<const Element*>(tile[t]) + k * 16 + lane[t];
+        even[r][t] = fma(splat(x[r * from.stride + k]), load_element(w), even[r][t]);
       }
       out[r][t] = even[r][t] + odd[r][t];
     }

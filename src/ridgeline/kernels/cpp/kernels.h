@@ -52,6 +52,7 @@ constexpr int option_of(int format) { return format >> 8 & 15; }
 constexpr bool is_affine(int kind) { return kind >= RL_INT8 && kind <= RL_INT4_ZERO; }
 constexpr bool has_zero(int kind) { return kind == RL_INT8_ZERO || kind == RL_INT4_ZERO; }
 constexpr bool is_four(int kind) { return kind == RL_INT4 || kind == RL_INT4_ZERO; }
+constexpr bool is_plain(int kind) { return kind == RL_F32 || kind == RL_BF16 || kind == RL_F16; }
 constexpr bool is_float8(int kind) { return kind == RL_E4M3 || kind == RL_E5M2; }
 enum { SCALE_F16 = 0, SCALE_BF16 = 1, SCALE_F32 = 2 };   // options of affine kinds
 enum { UNIT_TENSOR = 0, UNIT_ROW = 1, UNIT_BLOCK = 2 };  // options of float8 kinds
@@ -80,7 +81,7 @@ RL_INLINE int64_t tile_parameter_bytes(int format, int64_t columns) {
 // Columns that a format stores together; 1: any number of columns, read as f32. 0: unknown format.
 RL_INLINE int columns_in_block(int format) {
   switch (kind_of(format)) {
-    case RL_F32: case RL_BF16: case RL_E4M3: case RL_E5M2: return 1;
+    case RL_F32: case RL_BF16: case RL_F16: case RL_E4M3: case RL_E5M2: return 1;
     case RL_INT8: case RL_INT8_ZERO: case RL_INT4: case RL_INT4_ZERO:
     case RL_Q8_0: case RL_Q4_1: case RL_Q4_0: case RL_Q5_0: return RL_GROUP;
     case RL_Q4_K: case RL_Q6_K: return RL_SUPER;
@@ -95,7 +96,7 @@ RL_INLINE int block_bytes(int format) {
     case RL_INT8: case RL_INT8_ZERO: return 32;
     case RL_INT4: case RL_INT4_ZERO: return 16;
     case RL_F32: return 4;
-    case RL_BF16: return 2;
+    case RL_BF16: case RL_F16: return 2;
     case RL_Q8_0: return 34;
     case RL_Q4_1: return 20;
     case RL_Q4_0: return 18;

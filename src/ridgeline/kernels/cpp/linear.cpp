@@ -2,7 +2,7 @@
 // Idea: a block of R rows (tokens) x T units (LANES weight rows each) keeps its sums in registers while the packed tile
 // streams by once. Promise 1: for one output the sequence of operations over k is the same in every R x T variant
 //   e4m3, e5m2: two sums for each scale, then sum = fma(scale, even + odd, sum)
-//   f32, bf16:  two sums (even k, odd k), added at the end
+//   f32, f16, bf16:  two sums (even k, odd k), added at the end
 //   q8_0, q4_1: per group of 32 the exact integer 128 * (dot of the high plane) + (dot of the low one), rounded once as a
 //               float x, then sum = fma(d_w, d_a * x, sum); q4_1 adds fma(m_w, d_a * sum q, .); likewise q4_0, q5_0 (whose
 //               dot is of the signed weights) and q4_k (d_w = d * scale, m_w = -dmin * minimum); q6_k has a dot and a d_w
@@ -31,8 +31,8 @@ constexpr int units() {
   return R >= sums ? 1 : sums / R < UNITS_IN_TILE ? (sums / R) : UNITS_IN_TILE;
 }
 
-constexpr int rows_of(int kind) { return is_float8(kind) || kind <= RL_BF16 ? FLOAT_ROWS : PANEL; }
-constexpr int units_of_hot(int kind) { return RL_LEVEL == 2 && kind <= RL_BF16 ? 2 : 1; }
+constexpr int rows_of(int kind) { return is_float8(kind) || is_plain(kind) ? FLOAT_ROWS : PANEL; }
+constexpr int units_of_hot(int kind) { return RL_LEVEL == 2 && is_plain(kind) ? 2 : 1; }
 
 // ---- blocks
 
@@ -54,7 +54,9 @@ void block(const Reads& from, const Part& part, int64_t unit, const Writes& to) 
   }
   F result[R][T];
   if constexpr (FORMAT == RL_F32)
-    dot_f32<R, T, FETCH>(from, tile, lane, result);
+    dot_columns<float, R, T, FETCH>(from, tile, lane, result);
+  else if constexpr (FORMAT == RL_F16)
+    dot_columns<uint16_t, R, T, FETCH>(from, tile, lane, result);
   else if constexpr (FORMAT == RL_BF16)
     dot_bf16<R, T, FETCH>(from, tile, lane, result);
   else if constexpr (is_affine(FORMAT))
@@ -95,11 +97,11 @@ struct Blocks {
     fill_floats<1>();
     fill<1>();
     fill_hot<RL_Q8_0, RL_Q4_1, RL_Q4_0, RL_Q5_0, RL_Q4_K, RL_Q6_K, RL_INT8, RL_INT8_ZERO, RL_INT4, RL_INT4_ZERO>();
-    fill_hot<RL_F32, RL_BF16, RL_E4M3, RL_E5M2>();
+    fill_hot<RL_F32, RL_F16, RL_BF16, RL_E4M3, RL_E5M2>();
   }
   template <int R>
   constexpr void fill_floats() {
-    fill_row<R, RL_F32, RL_BF16, RL_E4M3, RL_E5M2>();
+    fill_row<R, RL_F32, RL_F16, RL_BF16, RL_E4M3, RL_E5M2>();
     if constexpr (R < FLOAT_ROWS) fill_floats<R + 1>();
   }
   template <int R>

@@ -1,5 +1,6 @@
 // Weights into tiles of 16 rows and back, bit for bit. One layout serves one row and a thousand, on every instruction set.
 //   F32   [columns][16 rows]                                      64 B a column
+//   F16   [columns][16 rows]                                      32 B a column
 //   BF16  [columns / 2][16 rows][2]                               64 B a pair; odd columns padded with 0
 //   Q8_0  per pair of groups of 32: d fp16[2][16], then per group 8 x 64 B: lane i of 32 bits = 4 consecutive k of row i,
 //         stored + 128 (VNNI wants one unsigned side)             544 B a group = 16 x 34; an odd last group stands alone
@@ -14,7 +15,7 @@
 //         tile by tile: scales [groups][16], then zeros [groups][16], of four bits two groups a byte
 //   E4M3, E5M2  [columns / 4][16 rows][4], padded with 0; behind all tiles: the f32 scales (of rows padded to 16)
 // nibbles of a group of 32: 4 x 64 B: low nibbles of lane i = 4 consecutive k of row i, high nibbles = the next 4.
-// Rows are padded to 16 with zero scales. File order: F32, BF16 row-major; q formats as GGUF
+// Rows are padded to 16 with zero scales. File order: F32, F16, BF16 row-major; q formats as GGUF
 // blocks along each row; INT formats and E formats with a scale a row: each row its codes (two of four bits a byte),
 // scales, zeros; other E formats: all codes, then the scales.
 #include <string.h>
@@ -218,6 +219,8 @@ int32_t convert(int32_t format, uint8_t* file, int32_t rows, int32_t columns, ui
     const int count = rows - row < RL_TILE_ROWS ? static_cast<int>(rows - row) : RL_TILE_ROWS;
     if (format == RL_F32) {
       plain_tile<uint32_t>(file + row * columns * 4, tile, count, columns, 1, packing);
+    } else if (format == RL_F16) {
+      plain_tile<uint16_t>(file + row * columns * 2, tile, count, columns, 1, packing);
     } else if (format == RL_BF16) {
       plain_tile<uint16_t>(file + row * columns * 2, tile, count, columns, 2, packing);
     } else {

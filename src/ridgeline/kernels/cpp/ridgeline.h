@@ -21,13 +21,14 @@ extern "C" {
 #endif
 
 enum RlIsa { RL_PLAIN = 0, RL_AVX2 = 1, RL_AVX512 = 2, RL_AVX512_BF16 = 3 };
-// A format is a kind in its low byte; the last six kinds carry options above it.
+// A format is a kind in its low byte; the kinds from INT8 to E5M2 carry options above it.
 //   INT8 .. INT4_ZERO: codes under a scale for each group of columns, ZERO: and an integer zero; bits 8-11: scale f16, bf16
 //   or f32; from bit 12: columns of a group / 32, 0 for the whole row. E4M3, E5M2: bits 8-11: a scale for the matrix, each
 //   row, or each 128 x 128.
 enum RlFormat {
   RL_F32 = 0, RL_BF16 = 1, RL_Q8_0 = 2, RL_Q4_1 = 3, RL_Q4_0 = 4, RL_Q5_0 = 5, RL_Q4_K = 6, RL_Q6_K = 7,
   RL_INT8 = 8, RL_INT8_ZERO = 9, RL_INT4 = 10, RL_INT4_ZERO = 11, RL_E4M3 = 12, RL_E5M2 = 13,
+  RL_F16 = 14,
   RL_FORMAT_END
 };
 enum RlStorage { RL_KV_F32 = 0, RL_KV_BF16 = 1, RL_KV_INT8 = 2, RL_KV_INT4 = 3 };
