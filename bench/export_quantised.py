@@ -95,9 +95,9 @@ def tensor_bytes(directory: Path) -> dict[str, int]:
     return found
 
 
-def run(directory: Path, threads: int | None) -> dict[str, Any]:
+def run(directory: Path, threads: int | None, activations: str) -> dict[str, Any]:
     """Greedy ids of the prompts, resident bytes, speed."""
-    with LLM(str(directory), context=256, max_sequences=1, threads=threads) as llm:
+    with LLM(str(directory), context=256, max_sequences=1, threads=threads, activations=activations) as llm:
         started, ids = time.perf_counter(), []
         for prompt in PROMPTS:
             ids.append(llm.generate([prompt], max_tokens=32, ignore_stop=True)[0].tokens)
@@ -121,9 +121,11 @@ def measure(asked: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
         for layout in asked.layouts.split(","):
             directory = layouts.write(root / layout, config, tensors, layout, asked.span, asked.plain)
             write_tokenizer(whole, directory)
-            found = run(directory, asked.threads)
+            found = run(directory, asked.threads, asked.activations)
             stored = tensor_bytes(directory)
-            with closing(Scorer(EngineConfig(str(directory), threads=asked.threads))) as scorer:
+            with closing(
+                Scorer(EngineConfig(str(directory), threads=asked.threads, activations=asked.activations))
+            ) as scorer:
                 quality = measure_quality(
                     scorer, parent, windows, lambda token: len(tokenizer.piece(token)), asked.text
                 )
@@ -168,6 +170,7 @@ def main() -> None:
     options.add_argument("--text", default="pydoc")
     options.add_argument("--tokens", type=int, default=1500)
     options.add_argument("--threads", type=int)
+    options.add_argument("--activations", default="auto", help="what integer linears read: auto, int8, int16")
     options.add_argument("--keep", type=Path, help="leave the directories here")
     asked = options.parse_args()
     watch = CpuWatch()
@@ -177,7 +180,7 @@ def main() -> None:
     print(
         json.dumps(
             {"machine": fingerprint().cpu, "foreign_cpu_share": watch.foreign_cpu_share(), "model": asked.model,
-             "span": asked.span, "plain": asked.plain, "layouts": rows},
+             "span": asked.span, "plain": asked.plain, "activations": asked.activations, "layouts": rows},
             default=lambda value: value.item() if isinstance(value, np.generic) else str(value),
         )
     )  # fmt: skip
