@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +35,22 @@ def test_many_barriers_lose_nothing(threads) -> None:
             run(team, tape, arena, Batch(11, 11))
             np.testing.assert_array_equal(arena.read(out, 11, 16), np.full((11, 16), 200, np.float32))
         assert team.calls == 20
+
+
+def test_beside_busy_processes_nothing_is_lost() -> None:
+    """Members that are kept from running leave a job in its midst, and the caller ends it alone (KERNELS.md §1)."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        with native.Team(2) as team:
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                arena, tape, out = adds(100, rows=11)
+                run(team, tape, arena, Batch(11, 11))
+                np.testing.assert_array_equal(arena.read(out, 11, 16), np.full((11, 16), 100, np.float32))
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_teams_come_and_go() -> None:

@@ -324,7 +324,7 @@ void walk(Worker& worker, void* argument) {
   for (int i = 0; i < run.count; i++) {
     const RlInstr& in = run.tape[i];
     run.kernels.op[in.op](worker, run.step, in);
-    if (i + 1 < run.count && needs_barrier(in, run.tape[i + 1], batch)) barrier(worker);
+    if (i + 1 < run.count && needs_barrier(in, run.tape[i + 1], batch) && !barrier_or_leave(worker)) return;
     if (times) {  // the last line is billed without waiting for the others; the end barrier is team_run's
       const int64_t now = nanoseconds();
       times[in.line] += now - before;
@@ -364,7 +364,7 @@ void barrier_job(Worker& worker, void* argument) {
 
 double timed(RlTeam* team, Job job, void* argument) {
   const int64_t before = nanoseconds();
-  team_run(team, job, argument);
+  team_run(team, job, argument, false);
   return static_cast<double>(nanoseconds() - before) * 1e-9;
 }
 
@@ -406,7 +406,7 @@ int64_t rl_execute(RlTeam* team, const RlInstr* tape, int32_t count, uint8_t* ar
   if (count == 0 || (batch->tokens == 0 && batch->logit_rows == 0)) return 0;
   Step step{arena, scratch, scratch_bytes, pools, batch};
   Run run{step, tape, count, kernels()};
-  team_run(team, walk, &run);
+  team_run(team, walk, &run, true);
   return 0;
 }
 

@@ -6,6 +6,10 @@
 // processor and leave it there for 100 ms and more, where each waits for the other to stop spinning: measured 43 us a
 // barrier instead of 0.18 us. So members publish where they run; one that shares a processor does not spin, and the later
 // member moves itself away once, then ever more rarely if it is brought back (another job has that processor).
+// Why a job may go on with one thread: beside a job that keeps a processor busy, whoever was released waits for that
+// processor up to a slice (3 ms and more; 78 ms were measured on a loaded machine), at each of 200 barriers. A member that
+// runs long after it was released counts as late; when a job has had two, the team goes on with the caller alone, rests, and
+// tries again, ever more rarely while it keeps failing. Bits do not depend on the number of threads.
 #include "team.h"
 
 #include <errno.h>
@@ -21,11 +25,20 @@
 #include <new>
 
 namespace ridgeline {
+
+int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
 namespace {
 
 constexpr int64_t SPIN_NS = 40000;  // KERNELS.md: 20-50 us
 constexpr int MAX_THREADS = 512;
 constexpr int64_t MOVE_AGAIN_NS = 2000000, MOVE_RARELY_NS = 1000000000;
+constexpr int64_t LATE_NS = 1000000, REST_NS = 100000000, LONGEST_REST_NS = 10000000000;
+constexpr int LATE_LIMIT = 2, CALM_JOBS = 50, REST_TIMES = 16;  // a try that failed costs a sixteenth of the rest at most
 
 typedef std::atomic<uint32_t> Word;
 
@@ -48,18 +61,21 @@ void relax() {
 // "raise, then look for sleepers" and "count myself, then look at the number" never miss each other.
 struct alignas(64) Gate {
   Word number{0};
+  std::atomic<int64_t> raised_ns{0};  // when, written before the number is
   alignas(64) Word sleepers{0};
 
   void raise() {
+    raised_ns.store(nanoseconds(), std::memory_order_relaxed);
     number.fetch_add(1);
     if (sleepers.load()) futex_wake(number);
   }
-  void wait_change(uint32_t seen, int64_t spin_ns) {
+  // Whether the caller went on long after it could have.
+  bool wait_change(uint32_t seen, int64_t spin_ns) {
     if (spin_ns > 0) {
       int64_t end = 0;
       do {
         for (int i = 0; i < 64; i++) {
-          if (number.load(std::memory_order_acquire) != seen) return;
+          if (number.load(std::memory_order_acquire) != seen) return end && is_late();
           relax();
         }
         if (!end) end = nanoseconds() + spin_ns;
@@ -68,17 +84,12 @@ struct alignas(64) Gate {
     sleepers.fetch_add(1);
     while (number.load() == seen) futex_wait(number, seen);
     sleepers.fetch_sub(1);
+    return is_late();
   }
+  bool is_late() const { return nanoseconds() - raised_ns.load(std::memory_order_relaxed) > LATE_NS; }
 };
 
 }  // namespace
-
-int64_t nanoseconds() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
-
 }  // namespace ridgeline
 
 using namespace ridgeline;
@@ -92,6 +103,10 @@ struct RlTeam {
   bool stop = false;
   int64_t spin_ns = 0;
   int threads = 1;
+  alignas(64) std::atomic<int> late{0};    // times that a member was, in this job
+  std::atomic<int> active{1};              // members that go on: all, or the caller alone
+  int64_t rest_ns = REST_NS, rest_end = 0;  // the caller's
+  int calm = 0;                            // jobs in a row without anybody late
   pthread_t handles[MAX_THREADS];
   Worker workers[MAX_THREADS];
   alignas(64) std::atomic<int> cpu[MAX_THREADS];  // where each member was last seen; written only when it changes
@@ -143,7 +158,7 @@ void* live(void* raw) {
   // The first job is number 1. The end-of-job barrier keeps the next dispatch from being raised before everyone has
   // taken this one, so a worker never misses a number.
   for (uint32_t seen = 0;; seen++) {
-    team.dispatch.wait_change(seen, team.spin_ns);
+    if (team.dispatch.wait_change(seen, team.spin_ns)) team.late.fetch_add(1, std::memory_order_relaxed);
     if (team.stop) return nullptr;
     worker.threads = team.threads;
     team.job(worker, team.argument);
@@ -191,29 +206,66 @@ void team_free(RlTeam* team) {
 
 int team_threads(const RlTeam* team) { return team->threads; }
 
-void team_run(RlTeam* team, Job job, void* argument) {
+void team_run(RlTeam* team, Job job, void* argument, bool may_shrink) {
   Worker worker{team, 0, team->threads};
   team->ticket.store(0, std::memory_order_relaxed);
+  if (may_shrink && team->rest_end && nanoseconds() < team->rest_end) worker.threads = 1;
   if (worker.threads == 1) return job(worker, argument);
+  const int64_t began = nanoseconds();
+  team->late.store(0, std::memory_order_relaxed);
+  team->active.store(team->threads, std::memory_order_relaxed);
   team->job = job;
   team->argument = argument;
   team->dispatch.raise();
   job(worker, argument);
+  worker.threads = team->threads;  // those who left wait here
   barrier(worker);
+  if (team->active.load(std::memory_order_relaxed) < team->threads) {
+    const int64_t now = nanoseconds(), fair = REST_TIMES * (now - began);
+    const int64_t rest = fair > team->rest_ns ? fair : team->rest_ns;
+    team->rest_end = now + (rest < LONGEST_REST_NS ? rest : LONGEST_REST_NS);
+    team->rest_ns = team->rest_ns * 2 < LONGEST_REST_NS ? team->rest_ns * 2 : LONGEST_REST_NS;
+    team->calm = 0;
+  } else if (team->late.load(std::memory_order_relaxed) == 0 && ++team->calm >= CALM_JOBS) {
+    team->rest_ns = REST_NS;
+  }
 }
 
-void barrier(Worker& worker) {
+namespace {
+
+void meet(Worker& worker, bool may_shrink) {
   RlTeam* team = worker.team;
-  if (worker.threads == 1) return team->ticket.store(0, std::memory_order_relaxed);
   const bool crowded = team->spin_ns > 0 && is_crowded(worker);
   const uint32_t seen = team->phase.number.load(std::memory_order_acquire);
   if (team->arrived.fetch_add(1, std::memory_order_acq_rel) == worker.threads - 1) {
     team->arrived.store(0, std::memory_order_relaxed);
     team->ticket.store(0, std::memory_order_relaxed);
+    if (may_shrink && team->late.load(std::memory_order_relaxed) >= LATE_LIMIT)
+      team->active.store(1, std::memory_order_relaxed);
     team->phase.raise();
-  } else {
-    team->phase.wait_change(seen, crowded ? 0 : team->spin_ns);
+  } else if (team->phase.wait_change(seen, crowded ? 0 : team->spin_ns)) {
+    team->late.fetch_add(1, std::memory_order_relaxed);
   }
+}
+
+}  // namespace
+
+void barrier(Worker& worker) {
+  if (worker.threads == 1) return worker.team->ticket.store(0, std::memory_order_relaxed);
+  meet(worker, false);
+}
+
+bool barrier_or_leave(Worker& worker) {
+  if (worker.threads == 1) {
+    worker.team->ticket.store(0, std::memory_order_relaxed);
+    return true;
+  }
+  meet(worker, true);
+  // Written before everybody was released, and not again until all have met at the job's end.
+  const int active = worker.team->active.load(std::memory_order_relaxed);
+  if (worker.thread >= active) return false;
+  worker.threads = active;
+  return true;
 }
 
 int64_t take(Worker& worker) { return worker.team->ticket.fetch_add(1, std::memory_order_relaxed); }
