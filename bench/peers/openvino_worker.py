@@ -11,7 +11,7 @@ import openvino_genai
 from protocol import Engine, Json, Watch, serve
 
 POOL_GB = 2  # of KV cache, as much as the longest workload needs with room
-STEP_TOKENS = 512  # the best of 256, 512, 1024, 2048 for W3 here
+STEP_TOKENS = 512  # as ours
 
 
 class OpenVino:

@@ -30,10 +30,10 @@ from workloads import workload
 
 from ridgeline.report.plots import Panel, bars
 from ridgeline.run.machine import available_bytes
-from ridgeline.run.noise import CpuWatch
+from ridgeline.run.noise import CpuWatch, foreign_cpu_share
 
 SETTLE_S, WATCH_S = 0.7, 0.5
-IDLE_LIMIT = 0.02  # of a core: who takes more while it waits is ended after each job, and started anew
+IDLE_LIMIT = 0.10  # of a core: who takes more while it waits is ended after each job, and started anew
 SPARE_BYTES = 2 << 30  # kept free when another engine is started beside the waiting ones
 WORKLOADS = ("W1", "W2-512", "W2-2048", "W2-4096", "D32", "W3", "W4")
 Json = dict[str, Any]
@@ -268,7 +268,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the turn is given back
-    field, turn = Field(options), Turn(options.turn)
+    field, turn = Field(options), Turn(options.turn, lambda: foreign_cpu_share(1.0))
     field.prepare(turn)
     runs, machines = race(field, turn)
     found = document(field, runs, machines)

@@ -6,15 +6,18 @@ The turn is a folder that only one can make (PATH.lock) and a file that all can 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-LONGEST_S = 60.0  # then the others come first
-SETTLE_S = 3.0  # what was running when we took the turn comes to an end
+LONGEST_S = 90.0  # then the others come first
+SETTLE_S = 3.0  # between giving it back and asking again, so that others get it
+PATIENCE_S, CALM = 45.0, 0.05  # what runs when we take the turn may end first: until others' share is small, or no more
 
 
 class Turn:
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, foreign: Callable[[], float | None]) -> None:
+        """foreign: watches for a moment, and says what share of the processor others have."""
+        self._path, self._foreign = path, foreign
         self._taken_s: float | None = None
 
     def take(self) -> None:
@@ -32,7 +35,9 @@ class Turn:
                 time.sleep(0.5)
         self.wait()  # for who took it without the folder
         self._path.touch()
-        time.sleep(SETTLE_S)
+        self._taken_s = time.monotonic()
+        while time.monotonic() - self._taken_s < PATIENCE_S and (self._foreign() or 0.0) > CALM:
+            pass
         self._taken_s = time.monotonic()
 
     def give(self) -> None:

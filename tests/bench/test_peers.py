@@ -189,13 +189,14 @@ def test_a_turn_is_taken_and_given_back(
 ) -> None:
     turn, path = scripts["turn"], tmp_path / "quiet"
     monkeypatch.setattr(turn, "SETTLE_S", 0.0)
-    mine = turn.Turn(path)
+    calm = iter([0.5, 0.01])
+    mine = turn.Turn(path, lambda: next(calm))
     mine.take()
     assert path.exists() and (tmp_path / "quiet.lock").is_dir()
     mine.take()  # still ours
     mine.give()
     assert not path.exists() and not (tmp_path / "quiet.lock").exists()
-    nobody = turn.Turn(None)
+    nobody = turn.Turn(None, lambda: 0.0)
     nobody.take(), nobody.wait(), nobody.give()
 
 
