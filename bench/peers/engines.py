@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-OURS = "ridgeline"
+OURS = "Ridgeline"
 ALONE = ("W1", "W2-512", "W2-2048")  # for who does not batch, or is too slow to wait for
 
 

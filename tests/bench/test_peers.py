@@ -77,7 +77,7 @@ def test_workloads_follow_their_law_and_are_salted_by_repetition(scripts: dict[s
 
 def test_rows_are_medians_ratios_and_shares(scripts: dict[str, ModuleType]) -> None:
     engines, rows = scripts["engines"], scripts["rows"]
-    ours, theirs = engines.Engine("ridgeline", "native", 4, "file"), engines.Engine("llama.cpp", "Q4_0", 4, "gguf:Q4_0")
+    ours, theirs = engines.Engine("Ridgeline", "native", 4, "file"), engines.Engine("llama.cpp", "Q4_0", 4, "gguf:Q4_0")
     bench = {"ttft_s": 0.4, "decode_tokens_per_s": 60.0}
     runs = []
     for repetition, tpot_s in enumerate((0.009, 0.010, 0.030)):
@@ -85,7 +85,7 @@ def test_rows_are_medians_ratios_and_shares(scripts: dict[str, ModuleType]) -> N
         runs.append(rows.Run(ours.name, "W1", repetition, mine, 0.02, 0.0, 20e9))
         runs.append(rows.Run(theirs.name, "W1", repetition, result(128, 2 * tpot_s, bench=bench), 0.2, 0.0, 20e9))
     found = rows.rows_of("W1", (ours, theirs), runs)
-    assert [row.engine for row in found] == ["ridgeline native", "llama.cpp Q4_0", "llama.cpp Q4_0 (llama-bench)"]
+    assert [row.engine for row in found] == ["Ridgeline native", "llama.cpp Q4_0", "llama.cpp Q4_0 (llama-bench)"]
     assert [round(row.value) for row in found] == [100, 50, 60]
     assert found[0].read_share == pytest.approx(100 * 100e6 / 20e9) and found[0].bound_share == pytest.approx(0.5)
     assert found[1].same_bits_ratio == pytest.approx(2.0) and found[2].best_ratio == pytest.approx(100 / 60)
@@ -95,7 +95,7 @@ def test_rows_are_medians_ratios_and_shares(scripts: dict[str, ModuleType]) -> N
 
 def test_a_time_is_better_when_shorter_and_counts_the_bound_of_the_whole_job(scripts: dict[str, ModuleType]) -> None:
     engines, rows = scripts["engines"], scripts["rows"]
-    ours, theirs = engines.Engine("ridgeline", "native", 4, "file"), engines.Engine("openvino", "int8", 8, "openvino")
+    ours, theirs = engines.Engine("Ridgeline", "native", 4, "file"), engines.Engine("openvino", "int8", 8, "openvino")
     mine, other = result(1, 0.0, bound_s={"prefill": 0.2}), result(1, 0.0)
     other["requests"][0]["ttft_s"] = 1.0
     runs = [rows.Run(ours.name, "W2-512", 0, mine, None, 0.0, 2e10)]
@@ -107,12 +107,12 @@ def test_a_time_is_better_when_shorter_and_counts_the_bound_of_the_whole_job(scr
 
 def test_tokens_are_compared_with_our_most_exact_weights(scripts: dict[str, ModuleType]) -> None:
     engines, rows = scripts["engines"], scripts["rows"]
-    some = [engines.Engine("ridgeline", "native", 4, "file"), engines.Engine("ridgeline", "bf16", 16, "file")]
+    some = [engines.Engine("Ridgeline", "native", 4, "file"), engines.Engine("Ridgeline", "bf16", 16, "file")]
     some.append(engines.Engine("vllm", "bf16", 16, "safetensors:bfloat16"))
     runs = [rows.Run(engine.name, "W1", 0, result(8, 0.1), None, 0.0, 2e10) for engine in some]
     runs[2].result["requests"][0]["ids"][5] = 77
     found = rows.same_tokens(runs, some)
-    assert {line["reference"] for line in found} == {"ridgeline bf16"}
+    assert {line["reference"] for line in found} == {"Ridgeline bf16"}
     assert [line["equal"] for line in found] == [8, 8, 5]
 
 
@@ -151,11 +151,11 @@ def test_a_worker_that_does_not_start_is_told(scripts: dict[str, ModuleType], tm
 def test_engines_come_by_peer_and_say_what_they_do(scripts: dict[str, ModuleType]) -> None:
     engines = scripts["engines"]
     found = engines.contestants(["openvino"], ["native", "bf16"])
-    assert [one.name for one in found] == ["ridgeline native", "ridgeline bf16", "openvino int4", "openvino int8"]
+    assert [one.name for one in found] == ["Ridgeline native", "Ridgeline bf16", "openvino int4", "openvino int8"]
     assert [one.bits for one in found] == [4, 16, 4, 8]
     slow = next(one for one in engines.PEERS if one.peer == "transformers")
     assert slow.does("W1") and not slow.does("W3")
-    assert set(engines.SCRIPTS) == {one.peer for one in engines.PEERS} | {"ridgeline"}
+    assert set(engines.SCRIPTS) == {one.peer for one in engines.PEERS} | {"Ridgeline"}
     assert all((BENCH / "peers" / script).exists() for script in engines.SCRIPTS.values())
     assert {one.peer for one in engines.PEERS} <= set(scripts["environment"].RECIPES)
     with pytest.raises(SystemExit, match="unknown peer ollama"):
