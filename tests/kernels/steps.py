@@ -245,7 +245,7 @@ def pool_for(heads: Heads, blocks: int, layers: int = 1, has_mass: bool = False)
 def attend(
     team: native.Team, heads: Heads, pool: native.Pools, entries: list[tuple[Sequence, int]],
     *, layer: int = 0, scratch_bytes: int = 1 << 22, with_quant: bool = False, shift: int = 0,
-    trees: dict[int, tuple[int, ...]] | None = None,
+    trees: dict[int, tuple[int, ...]] | None = None, outlier: float = 0.0,
 ) -> list[Floats]:  # fmt: skip
     """Runs the next `count` tokens of each sequence as one step; rows [count, heads * dim] per entry.
 
@@ -260,7 +260,7 @@ def attend(
     op = instruction(
         native.RL_ATTEND, source=source, out=out, out_quant=quant, width_in=heads.width, width_out=width,
         heads=heads.heads, kv_heads=heads.kv_heads, head_dim=heads.dim, window=heads.window,
-        scale=heads.dim**-0.5, layer=layer, sinks=heads.sinks,
+        scale=heads.dim**-0.5, layer=layer, sinks=heads.sinks, outlier=outlier,
     )  # fmt: skip
     if heads.rope is not None:
         op.rotary_dim, op.rope_cos, op.rope_sin = heads.dim, *(table.ctypes.data for table in heads.rope)
@@ -295,7 +295,7 @@ def attend(
     run(team, [op], arena, batch, pool, scratch_bytes)
     rows = arena.read(out, tokens, width)
     if with_quant:
-        check_quantised(arena, quant, rows)
+        check_quantised(arena, quant, rows, outlier, heads.dim if heads.dim % GROUP == 0 else 0)
     for sequence, count in entries:
         sequence.kept += count
     bounds = np.cumsum([0, *counts])

@@ -168,7 +168,8 @@ def test_pages_hold_exactly_what_the_storage_would_have_written(isa, teams, stor
 @pytest.mark.parametrize("heads", [Heads(9, 3, 64), Heads(4, 2, 16)], ids=["groups in heads", "groups across heads"])
 @pytest.mark.parametrize("tokens", [1, 40, 300])
 def test_the_quantised_copy_is_that_of_the_output(isa, teams, heads, tokens) -> None:
-    run_chunks(teams(3), heads, tokens, [tokens], with_quant=True)
+    for outlier in (0.0, 2.5):
+        run_chunks(teams(3), heads, tokens, [tokens], with_quant=True, outlier=outlier)
 
 
 def test_huge_scores_neither_overflow_nor_lose_the_largest(isa, teams) -> None:

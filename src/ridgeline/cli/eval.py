@@ -25,7 +25,7 @@ def command(
     weights: Weights = "native",
     kv: Kv = "auto",
     isa: Isa = None,
-    activations: Activations = "auto",
+    activations: Activations = "int16",
     body: Body = "cpp",
     threads: Threads = None,
     json: Json = False,

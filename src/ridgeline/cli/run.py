@@ -58,7 +58,7 @@ def command(
     policy: Policy = "fcfs",
     context: Context = None,
     isa: Isa = None,
-    activations: Activations = "auto",
+    activations: Activations = "int16",
     body: Body = "cpp",
     json: Json = False,
 ) -> None:

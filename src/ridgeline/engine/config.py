@@ -14,7 +14,7 @@ from ridgeline.kit.errors import UserError
 from ridgeline.memory.retention.retention import Retention, make_retention
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import check_weights
-from ridgeline.run.activations import outlier_of
+from ridgeline.run.activations import DEFAULT, outlier_of
 from ridgeline.run.bind import BODIES
 from ridgeline.schedule.options import ScheduleOptions
 from ridgeline.schedule.policy import make_policy
@@ -28,7 +28,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: Annotated[str, "native (the file's own bits), or a format to convert to, as int4:group=128"] = "native"
     kv: Annotated[str, "how K and V are stored; auto: f32 with f32 weights, else bf16"] = "auto"
     body: Annotated[str, "cpp, or torch (the reference)"] = "cpp"
-    activations: Annotated[str, "what integer linears read: auto (8 bits, 15 where outliers are), int8, int16"] = "auto"
+    activations: Annotated[str, "what integer linears read: int16, auto (8 bits, 15 where outliers are), int8"] = (
+        DEFAULT
+    )
     isa: Annotated[str | None, "instruction set; None: the best this machine has"] = None
     threads: Annotated[int | None, "None: the cores this process may use"] = None
     context: Annotated[int | None, "tokens of prompt and output together; None: the model's, as far as KV fits"] = None

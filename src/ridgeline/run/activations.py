@@ -11,6 +11,7 @@ import math
 from ridgeline.kit.errors import UserError
 
 ACTIVATIONS = ("auto", "int8", "int16")
+DEFAULT = "int16"  # the one that keeps logits within 2 % of the largest; auto is the faster choice
 # By the kind of operator that writes the row, or "head" when that reads it. Rows behind a norm have a few columns of
 # outliers, the same for every token; products with a gate have heavy tails everywhere, and keeping more of them costs
 # more than it gives; of attention's output little depends on a bit; the head's error is the logits' own, its rows are

@@ -14,6 +14,8 @@ from ridgeline.kit.errors import UserError
 from ridgeline.ops.op import Line
 from ridgeline.ops.program import Program
 
+from .activations import DEFAULT
+
 BODIES = ("cpp", "torch")
 NATIVE_KINDS = frozenset(
     (
@@ -46,7 +48,7 @@ class Bound:
 
     program: Program
     bodies: tuple[str, ...]
-    activations: str = "auto"  # how integer linears read them (activations.py)
+    activations: str = DEFAULT  # how integer linears read them
 
     @property
     def is_native(self) -> bool:
@@ -62,7 +64,7 @@ class Bound:
 
 
 def bind(
-    program: Program, *, body: str = "cpp", reference: frozenset[str] = frozenset(), activations: str = "auto"
+    program: Program, *, body: str = "cpp", reference: frozenset[str] = frozenset(), activations: str = DEFAULT
 ) -> Bound:
     """`body` for every line that has it; `reference` names parts (e.g. "attend") forced to the reference body."""
     if body not in BODIES:
