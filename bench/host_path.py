@@ -1,6 +1,6 @@
 """The host path: what this process does between two native calls (issue 4), by part and by batch size.
 
-python bench/host_path.py MODEL.gguf [--batches 1 8 32 64] [--steps 128] [--pairs 30] [--through]
+python bench/host_path.py MODEL.gguf [--batches 1 8 32 64] [--steps 128] [--pairs 30] [--overlap] [--through]
 Host time of a step = its wall time, events encoded, minus the nanoseconds inside native calls. Only steps in which
 every entry is one token count. Prints tables; the last line is one JSON document.
 """
@@ -13,6 +13,7 @@ import datetime
 import json
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from ridgeline.state.request import Request
 from ridgeline.state.sequence import Sequence
 
 TARGET_US = {1: 130.0, 64: 1000.0}
-PROMPT = 128
+PROMPT = 32  # tokens: the host path of a step hardly knows how many came before
 
 
 @dataclass
@@ -195,6 +196,44 @@ def observer_cost(engine: Engine, pairs: int, batch: int, steps: int) -> dict[st
     }  # fmt: skip
 
 
+def overlap(engine: Engine, steps: int, work_us: float) -> dict[str, float]:
+    """What planning the next step beside a native one would cost: in every other step another thread of this process
+    works in Python for `work_us` of CPU time while the native call runs, as planning at depth 1 would have to."""
+    wake, stop = threading.Event(), threading.Event()
+
+    def work() -> None:
+        while wake.wait() and not stop.is_set():
+            wake.clear()
+            until = time.thread_time_ns() + work_us * 1e3
+            while time.thread_time_ns() < until:
+                pass
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    watched, submit = engine.observer, engine.runner.submit
+    native: dict[bool, list[float]] = {True: [], False: []}
+    state = {"is_beside": False}
+
+    def submitted(plan: StepPlan) -> object:
+        if state["is_beside"]:
+            wake.set()
+        return submit(plan)
+
+    def note(took_ns: int) -> None:
+        if is_steady(watched, 1):
+            native[state["is_beside"]].append(took_ns / 1e3)
+        state["is_beside"] = not state["is_beside"]
+
+    engine.runner.submit = submitted  # type: ignore[method-assign]
+    drive(engine, jobs_of(1, steps, engine.facts.vocabulary, 4000), "overlap", note)
+    engine.runner.submit = submit  # type: ignore[method-assign]
+    stop.set()
+    wake.set()
+    worker.join()
+    alone, beside = (statistics.median(native[is_beside]) for is_beside in (False, True))
+    return {"work_us": work_us, "step_alone_us": alone, "step_beside_us": beside, "added_us": beside - alone}
+
+
 @contextmanager
 def spoken(model: str, options: dict[str, Any]) -> Iterator[tuple[LLM, AsyncLLM]]:
     asynchronous = AsyncLLM(model, **options)
@@ -268,6 +307,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=0, help="also the account's cost, in so many interleaved pairs")
+    parser.add_argument("--overlap", action="store_true", help="also what planning beside a native call would cost")
     parser.add_argument("--through", action="store_true", help="also through LLM and AsyncLLM (the engine's process)")
     asked = parser.parse_args()
     cpu = CpuWatch()
@@ -294,8 +334,12 @@ def main() -> int:
     show("host time of a step (us)", flat)
     document["host"] = whole
     if asked.pairs:
-        document["account"] = [observer_cost(engine, asked.pairs, batch, 32) for batch in (1, max(asked.batches))]
+        batches = sorted({1, max(asked.batches)})
+        document["account"] = [observer_cost(engine, asked.pairs, batch, 32) for batch in batches]
         show("the account, on against off", document["account"])
+    if asked.overlap:
+        document["overlap"] = [overlap(engine, 2 * asked.steps, work_us) for work_us in (50.0, 100.0, 200.0)]
+        show("a step beside so much Python (depth 1)", document["overlap"])
     parted = Parted()
     watch_parts(engine, parted)
     parts = [
