@@ -59,8 +59,8 @@ SCRIPTS = {
 
 
 def bits_of(weights: str) -> int:
-    """Of Ridgeline's weights by name; the files that are compared hold 4 bits."""
-    kind = weights.partition(":")[0]
+    """Of Ridgeline's WEIGHTS or WEIGHTS/ACTIVATIONS; the files that are compared hold 4 bits."""
+    kind = weights.partition("/")[0].partition(":")[0]
     return {"native": 4, "q8_0": 8, "int8": 8, "fp8": 8, "bf16": 16, "f32": 32}.get(kind, 4)
 
 

@@ -15,10 +15,13 @@ from ridgeline.run.machine import Machine
 
 class Ridgeline:
     def __init__(self, options: argparse.Namespace) -> None:
-        self._llm = LLM(str(options.model), weights=options.precision, threads=options.threads)
+        weights, _, activations = options.precision.partition("/")
+        chosen = {"activations": activations} if activations else {}
+        self._llm = LLM(str(options.model), weights=weights, threads=options.threads, **chosen)
         facts = self._llm.facts
         self.facts: Json = {
-            "build": f"{facts.body} kernels for {facts.isa}, {facts.kv} KV",
+            "build": f"{facts.body} kernels for {facts.isa}, {facts.kv} KV, "
+            f"{self._llm.config.activations} activations in integer products",
             "weight_bytes": facts.resident_weight_bytes,
             "kv_pool_bytes": facts.kv_bytes, "arena_bytes": facts.arena_bytes, "file_bytes": facts.file_bytes,
         }  # fmt: skip

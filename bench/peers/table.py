@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import statistics
 import subprocess
@@ -36,6 +37,7 @@ SETTLE_S, WATCH_S = 0.7, 0.5
 IDLE_LIMIT = 0.10  # of a core: who takes more while it waits is ended after each job, and started anew
 SPARE_BYTES = 2 << 30  # kept free when another engine is started beside the waiting ones
 WORKLOADS = ("W1", "W2-512", "W2-2048", "W2-4096", "D32", "W3", "W4")
+OUR_WEIGHTS = ["native", "native/auto", "int8/auto", "bf16"]  # auto: 8-bit activations where the quality allows it
 Json = dict[str, Any]
 
 
@@ -93,7 +95,7 @@ class Field:
         if engine.name not in self._workers:
             while self._workers and available_bytes() < engine.memory_bytes + SPARE_BYTES:
                 self._stop(min(self._workers, key=lambda name: self._workers[name].used))
-            log = self.options.cache.expanduser() / "log" / f"{engine.name.replace(' ', '-')}.log"
+            log = self.options.cache.expanduser() / "log" / f"{re.sub('[ /:]', '-', engine.name)}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             worker = Worker(self.commands[engine.name], log, self.options.threads)
             self._workers[engine.name] = worker
@@ -217,7 +219,7 @@ def print_all(field: Field, runs: list[Run], found: Json) -> None:
         if engine.only is not None:
             print(f"{engine.name}: only asked for {', '.join(engine.only)}")
     for name, reason in field.failed.items():
-        print(f"{name}: MISSING. {reason}")
+        print(f"{name}: MISSING. {reason.strip().splitlines()[-1]}")
 
 
 def plot(field: Field, runs: list[Run], found: Json) -> str:
@@ -248,7 +250,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file: what ridgeline pull prints")
     parser.add_argument("--peers", **words, default=names, help=f"of {','.join(names)}")
     parser.add_argument("--workloads", **words, default=list(WORKLOADS))
-    parser.add_argument("--weights", **words, default=["native", "int8", "bf16"], help="precisions of ridgeline")
+    parser.add_argument("--weights", **words, default=OUR_WEIGHTS, help="of ours: WEIGHTS or WEIGHTS/ACTIVATIONS")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, help="W3 and W4 with fewer requests, for a trial")
     parser.add_argument("--slow-s", type=float, default=90.0, help="a job that takes longer is not repeated")

@@ -150,8 +150,8 @@ def test_a_worker_that_does_not_start_is_told(scripts: dict[str, ModuleType], tm
 
 def test_engines_come_by_peer_and_say_what_they_do(scripts: dict[str, ModuleType]) -> None:
     engines = scripts["engines"]
-    found = engines.contestants(["openvino"], ["native", "bf16"])
-    assert [one.name for one in found] == ["Ridgeline native", "Ridgeline bf16", "openvino int4", "openvino int8"]
+    found = engines.contestants(["openvino"], ["native/auto", "bf16"])
+    assert [one.name for one in found] == ["Ridgeline native/auto", "Ridgeline bf16", "openvino int4", "openvino int8"]
     assert [one.bits for one in found] == [4, 16, 4, 8]
     slow = next(one for one in engines.PEERS if one.peer == "transformers")
     assert slow.does("W1") and not slow.does("W3")
