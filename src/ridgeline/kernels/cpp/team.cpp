@@ -8,8 +8,8 @@
 // member moves itself away once, then ever more rarely if it is brought back (another job has that processor).
 // Why a job may go on with one thread: beside a job that keeps a processor busy, whoever was released waits for that
 // processor up to a slice (3 ms and more; 78 ms were measured on a loaded machine), at each of 200 barriers. A member that
-// runs long after it was released counts as late; when a job has had two, the team goes on with the caller alone, rests, and
-// tries again, ever more rarely while it keeps failing. Bits do not depend on the number of threads.
+// runs long after it was released is late; when that was more than half of a job's time so far, the team goes on with the
+// caller alone, rests, and tries again, ever more rarely while it keeps failing. Bits do not depend on the number of threads.
 #include "team.h"
 
 #include <errno.h>
@@ -38,7 +38,8 @@ constexpr int64_t SPIN_NS = 40000;  // KERNELS.md: 20-50 us
 constexpr int MAX_THREADS = 512;
 constexpr int64_t MOVE_AGAIN_NS = 2000000, MOVE_RARELY_NS = 1000000000;
 constexpr int64_t LATE_NS = 1000000, REST_NS = 100000000, LONGEST_REST_NS = 10000000000;
-constexpr int LATE_LIMIT = 2, CALM_JOBS = 50, REST_TIMES = 16;  // a try that failed costs a sixteenth of the rest at most
+constexpr int64_t LATE_LIMIT_NS = 6000000, REST_TIMES = 16;  // a try that failed costs a sixteenth of the rest at most
+constexpr int CALM_JOBS = 50;
 
 typedef std::atomic<uint32_t> Word;
 
@@ -69,13 +70,13 @@ struct alignas(64) Gate {
     number.fetch_add(1);
     if (sleepers.load()) futex_wake(number);
   }
-  // Whether the caller went on long after it could have.
-  bool wait_change(uint32_t seen, int64_t spin_ns) {
+  // Nanoseconds that the caller went on after it could have, 0 below LATE_NS.
+  int64_t wait_change(uint32_t seen, int64_t spin_ns) {
     if (spin_ns > 0) {
       int64_t end = 0;
       do {
         for (int i = 0; i < 64; i++) {
-          if (number.load(std::memory_order_acquire) != seen) return end && is_late();
+          if (number.load(std::memory_order_acquire) != seen) return end ? late_ns() : 0;
           relax();
         }
         if (!end) end = nanoseconds() + spin_ns;
@@ -84,9 +85,12 @@ struct alignas(64) Gate {
     sleepers.fetch_add(1);
     while (number.load() == seen) futex_wait(number, seen);
     sleepers.fetch_sub(1);
-    return is_late();
+    return late_ns();
   }
-  bool is_late() const { return nanoseconds() - raised_ns.load(std::memory_order_relaxed) > LATE_NS; }
+  int64_t late_ns() const {
+    const int64_t late = nanoseconds() - raised_ns.load(std::memory_order_relaxed);
+    return late > LATE_NS ? late : 0;
+  }
 };
 
 }  // namespace
@@ -103,7 +107,8 @@ struct RlTeam {
   bool stop = false;
   int64_t spin_ns = 0;
   int threads = 1;
-  alignas(64) std::atomic<int> late{0};    // times that a member was, in this job
+  alignas(64) std::atomic<int64_t> late_ns{0};  // that members were, in this job
+  int64_t began_ns = 0;                    // of this job
   std::atomic<int> active{1};              // members that go on: all, or the caller alone
   int64_t rest_ns = REST_NS, rest_end = 0;  // the caller's
   int calm = 0;                            // jobs in a row without anybody late
@@ -158,7 +163,8 @@ void* live(void* raw) {
   // The first job is number 1. The end-of-job barrier keeps the next dispatch from being raised before everyone has
   // taken this one, so a worker never misses a number.
   for (uint32_t seen = 0;; seen++) {
-    if (team.dispatch.wait_change(seen, team.spin_ns)) team.late.fetch_add(1, std::memory_order_relaxed);
+    const int64_t late_ns = team.dispatch.wait_change(seen, team.spin_ns);
+    if (late_ns) team.late_ns.fetch_add(late_ns, std::memory_order_relaxed);
     if (team.stop) return nullptr;
     worker.threads = team.threads;
     team.job(worker, team.argument);
@@ -211,8 +217,8 @@ void team_run(RlTeam* team, Job job, void* argument, bool may_shrink) {
   team->ticket.store(0, std::memory_order_relaxed);
   if (may_shrink && team->rest_end && nanoseconds() < team->rest_end) worker.threads = 1;
   if (worker.threads == 1) return job(worker, argument);
-  const int64_t began = nanoseconds();
-  team->late.store(0, std::memory_order_relaxed);
+  team->began_ns = nanoseconds();
+  team->late_ns.store(0, std::memory_order_relaxed);
   team->active.store(team->threads, std::memory_order_relaxed);
   team->job = job;
   team->argument = argument;
@@ -221,12 +227,12 @@ void team_run(RlTeam* team, Job job, void* argument, bool may_shrink) {
   worker.threads = team->threads;  // those who left wait here
   barrier(worker);
   if (team->active.load(std::memory_order_relaxed) < team->threads) {
-    const int64_t now = nanoseconds(), fair = REST_TIMES * (now - began);
+    const int64_t now = nanoseconds(), fair = REST_TIMES * team->late_ns.load(std::memory_order_relaxed);
     const int64_t rest = fair > team->rest_ns ? fair : team->rest_ns;
     team->rest_end = now + (rest < LONGEST_REST_NS ? rest : LONGEST_REST_NS);
     team->rest_ns = team->rest_ns * 2 < LONGEST_REST_NS ? team->rest_ns * 2 : LONGEST_REST_NS;
     team->calm = 0;
-  } else if (team->late.load(std::memory_order_relaxed) == 0 && ++team->calm >= CALM_JOBS) {
+  } else if (team->late_ns.load(std::memory_order_relaxed) == 0 && ++team->calm >= CALM_JOBS) {
     team->rest_ns = REST_NS;
   }
 }
@@ -240,11 +246,12 @@ void meet(Worker& worker, bool may_shrink) {
   if (team->arrived.fetch_add(1, std::memory_order_acq_rel) == worker.threads - 1) {
     team->arrived.store(0, std::memory_order_relaxed);
     team->ticket.store(0, std::memory_order_relaxed);
-    if (may_shrink && team->late.load(std::memory_order_relaxed) >= LATE_LIMIT)
+    const int64_t late_ns = team->late_ns.load(std::memory_order_relaxed);
+    if (may_shrink && late_ns > LATE_LIMIT_NS && 2 * late_ns > nanoseconds() - team->began_ns)
       team->active.store(1, std::memory_order_relaxed);
     team->phase.raise();
-  } else if (team->phase.wait_change(seen, crowded ? 0 : team->spin_ns)) {
-    team->late.fetch_add(1, std::memory_order_relaxed);
+  } else if (const int64_t late_ns = team->phase.wait_change(seen, crowded ? 0 : team->spin_ns)) {
+    team->late_ns.fetch_add(late_ns, std::memory_order_relaxed);
   }
 }
 
