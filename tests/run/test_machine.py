@@ -1,18 +1,23 @@
-"""Ceilings from a fake probe: what is kept, what is interpolated, what is measured again."""
+"""Ceilings from a fake probe: what is kept, what is interpolated, what is measured again, and when."""
 
 from __future__ import annotations
+
+import datetime
 
 import msgspec
 import pytest
 
 from ridgeline.kit.errors import UserError
 from ridgeline.run.machine import (
+    KEEP_S,
+    RETRY_S,
     SETS_BYTES,
     Machine,
     fingerprint,
     load_or_measure,
     measure,
     raise_ceilings,
+    recheck,
     store,
     usable_cores,
 )  # fmt: skip
@@ -38,10 +43,33 @@ class FakeProbe:
     def barrier_s(self, threads: int) -> float:
         return 1e-6
 
+    def dispatch_s(self, threads: int) -> float:
+        return 2e-6
+
+    def copy_s(self, nbytes: int, threads: int) -> float:
+        return nbytes / (self.rate / 2 * threads)
+
+    def page_fault_s(self) -> float:
+        return 3e-7
+
+
+class FakeWatch:
+    """Others had this share of the machine."""
+
+    def __init__(self, share: float | None) -> None:
+        self.share = share
+
+    def foreign_cpu_share(self) -> float | None:
+        return self.share
+
 
 @pytest.fixture
 def machine() -> Machine:
-    return measure(2, probe=FakeProbe())
+    return measure(2, probe=FakeProbe(), watch=FakeWatch(0.02))
+
+
+def ago(seconds: float) -> str:
+    return (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)).isoformat()
 
 
 def test_a_ceiling_is_the_best_burst_and_a_missing_kind_is_absent(machine):
@@ -87,6 +115,57 @@ def test_raising_keeps_the_faster_of_both_and_what_was_calibrated(tmp_path, mach
     assert raised.flops_per_s == machine.flops_per_s
     assert (raised.efficiency, raised.host_s) == (calibrated.efficiency, calibrated.host_s)
     assert load_or_measure(2, tmp_path / "machine.json") == raised
+
+
+def test_what_was_measured_among_others_is_not_kept_for_good(tmp_path):
+    path = tmp_path / "machine.json"
+    measured = []
+
+    def measuring(threads: int) -> Machine:
+        """Each measurement is faster than the last; the third one is calm."""
+        measured.append(threads)
+        share = 0.4 if len(measured) < 3 else 0.05
+        return measure(threads, probe=FakeProbe(rate=len(measured) * 1e10), watch=FakeWatch(share))
+
+    first = load_or_measure(2, path, measured=measuring)
+    assert first.is_disturbed and first.foreign_share == 0.4
+    assert load_or_measure(2, path, measured=measuring) == first and len(measured) == 1  # holds for a minute
+    store(msgspec.structs.replace(first, measured_at=ago(RETRY_S + 1), efficiency={"linear f32": 0.5}), path)
+    second = load_or_measure(2, path, measured=measuring)
+    assert second.is_disturbed and second.read_bytes_per_s == pytest.approx(4e10)
+    assert second.efficiency == {"linear f32": 0.5}
+    store(msgspec.structs.replace(second, measured_at=ago(RETRY_S + 1)), path)
+    third = load_or_measure(2, path, measured=measuring)
+    assert not third.is_disturbed and third.foreign_share == 0.05
+    store(msgspec.structs.replace(third, measured_at=ago(RETRY_S + 1)), path)
+    load_or_measure(2, path, measured=measuring)
+    assert len(measured) == 3  # a calm one is kept
+
+
+def test_rates_of_another_day_give_way(tmp_path, machine):
+    path = tmp_path / "machine.json"
+    slower = FakeProbe(rate=1e9, peak=1e10)
+    kept = raise_ceilings(machine, slower, path)
+    assert kept.read_bytes_per_s == machine.read_bytes_per_s and kept.since == machine.since
+    old = msgspec.structs.replace(machine, since=ago(KEEP_S + 1), measured_at=ago(KEEP_S + 1))
+    fresh = raise_ceilings(old, slower, path)
+    assert fresh.read_bytes_per_s == pytest.approx(2e9) and fresh.peak() == pytest.approx(2e10)
+    assert [copy.bytes_per_s for copy in fresh.copies] == pytest.approx([5e8, 1e9])
+
+
+def test_everything_that_is_measured_has_a_number(machine):
+    assert (machine.barrier_s, machine.dispatch_s, machine.page_fault_s) == (1e-6, 2e-6, 3e-7)
+    assert [(copy.threads, copy.bytes_per_s) for copy in machine.copies] == [(1, 5e9), (2, 1e10)]
+    whole = measure(3, quick=False, probe=FakeProbe(), watch=FakeWatch(None))
+    assert {read.threads for read in whole.reads} == {1, 2, 3}
+    assert whole.flops_per_s_one_thread == {"f32": 1e11, "int8": 4e11}
+    assert not whole.is_disturbed
+    assert len(whole.reads) >= 9 and all(read.bytes_per_s > 0 for read in whole.reads)
+
+
+def test_a_slower_clock_is_seen_within_a_burst(machine):
+    now = recheck(machine, FakeProbe(peak=5e10), FakeWatch(0.0))
+    assert (now.read, now.arithmetic) == (pytest.approx(1.0), pytest.approx(0.5))
 
 
 def test_this_machine_has_a_name_and_cores():

@@ -156,7 +156,8 @@ def _print_times(
         else f"estimated for a machine that was {machine.source}"
     )
     kernels = "" if machine.efficiency or machine.source not in ("native", "numpy") else "; kernels not calibrated"
-    screen.say(f"Times are {source}{kernels} ({scaled(machine.bandwidth(weight_bytes(program)), 'B/s')} read):")
+    busy = "; measured while others used the machine" if machine.is_disturbed else ""
+    screen.say(f"Times are {source}{kernels}{busy} ({scaled(machine.bandwidth(weight_bytes(program)), 'B/s')} read):")
     if prefill := by_name.get("prefill"):
         screen.say(
             f"  first token after {seconds(prefill.predicted_s)} ({question.batch} × {question.prompt} prompt tokens)"

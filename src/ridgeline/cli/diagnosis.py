@@ -16,12 +16,10 @@ from ridgeline.ops.kinds import KINDS
 from ridgeline.perf.calibrate import calibrate
 from ridgeline.report.units import digits, nbytes, percent, scaled, seconds
 from ridgeline.run.bind import NATIVE_KINDS, bind
-from ridgeline.run.machine import Machine, available_bytes, load_or_measure, store
+from ridgeline.run.machine import BUSY, Machine, available_bytes, load_or_measure, store
 from ridgeline.run.noise import foreign_cpu_share
 
 from .screen import Screen
-
-BUSY = 0.1  # share of the machine others may use before a measurement says so
 
 # What may be missing, and what that costs.
 OPTIONAL = (
@@ -68,17 +66,24 @@ def _print_machine(screen: Screen, machine: Machine, foreign: float | None) -> N
     ]
     screen.table(("", ""), facts)
     screen.say()
-    rows = [
-        (
-            f"read {nbytes(read.set_bytes)}", str(read.threads), scaled(read.bytes_per_s, "B/s"),
-            f"median {scaled(read.median_bytes_per_s, 'B/s')}",
-        )
-        for read in machine.reads
-    ]  # fmt: skip
+    _print_reads(screen, machine)
+    screen.say()
+    rows = []
     for kind, rate in machine.flops_per_s.items():
-        note = f"ridge {digits(machine.ridge(kind))} operations per byte"
+        one = machine.flops_per_s_one_thread.get(kind)
+        single = "" if one is None else f"one thread {scaled(one, 'FLOP/s')}; "
+        note = f"{single}ridge {digits(machine.ridge(kind))} operations per byte"
         rows.append((f"{kind} arithmetic", str(machine.threads), scaled(rate, "FLOP/s"), note))
-    rows.append(("barrier", str(machine.threads), seconds(machine.barrier_s), ""))
+    for copy in machine.copies:
+        note = "each byte is read and written" if copy.source == copy.target else "from pinned memory"
+        rows.append((
+            f"copy {copy.source} to {copy.target}", str(copy.threads), scaled(copy.bytes_per_s, "B/s"), note,
+        ))  # fmt: skip
+    rows.append(("barrier", str(machine.threads), seconds(machine.barrier_s), "between two operators"))
+    if machine.dispatch_s:
+        rows.append(("dispatch", str(machine.threads), seconds(machine.dispatch_s), "one job from Python and back"))
+    if machine.page_fault_s:
+        rows.append(("page fault", "1", seconds(machine.page_fault_s), "first touch of 4 KiB"))
     if machine.host_s:
         rows.append(("host per step", "1", seconds(machine.host_s), "one sequence"))
     for name, share in machine.efficiency.items():
@@ -86,8 +91,31 @@ def _print_machine(screen: Screen, machine: Machine, foreign: float | None) -> N
     screen.table(("measured", "threads", "ceiling", ""), rows)
     calibrated = "" if machine.efficiency else "; kernels not calibrated (doctor --measure)"
     screen.say(f"measured {machine.measured_at}, best of several bursts, {machine.source} probes{calibrated}")
+    if machine.is_disturbed and machine.foreign_share is not None:
+        screen.say(
+            f"others had {percent(machine.foreign_share)} of the processors meanwhile: these ceilings may be low, and "
+            "are measured again the next time one is asked for"
+        )
     if foreign is not None and foreign > BUSY:
         screen.say(f"others use {percent(foreign)} of this machine's processor time now: what is measured now is low")
+
+
+def _print_reads(screen: Screen, machine: Machine) -> None:
+    """A row for every working set, a column for every number of threads."""
+    counts = sorted({read.threads for read in machine.reads})
+    rates = {(read.set_bytes, read.threads): read for read in machine.reads}
+    rows = []
+    for set_bytes in sorted({read.set_bytes for read in machine.reads}):
+        found = [rates.get((set_bytes, count)) for count in counts]
+        levels = list(dict.fromkeys(read.level for read in found if read is not None and read.level))
+        cells = ["" if read is None else scaled(read.bytes_per_s, "B/s") for read in found]
+        last = next(read for read in reversed(found) if read is not None)
+        rows.append((f"{nbytes(set_bytes)}", " or ".join(levels), *cells, scaled(last.median_bytes_per_s, "B/s")))
+    threads = [f"{count} thread{'s' if count > 1 else ''}" for count in counts]
+    screen.table(("read over and over", "fits", *threads, "median burst"), rows)
+    caches = ", ".join(f"{cache.name} {nbytes(cache.nbytes)} for {cache.cores}" for cache in machine.caches)
+    if caches:
+        screen.say(f"caches, as the system names them: {caches} (a virtual machine may have less of the last)")
 
 
 def _print_bodies(screen: Screen, model: str | None, weights: str, kv: str, body: str) -> list[tuple[str, ...]]:

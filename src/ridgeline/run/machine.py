@@ -1,8 +1,8 @@
 """Machine: the ceilings of this computer, measured here, and its fingerprint. Everything above asks here for a roof.
 
-Owns the probes and their cache (RIDGELINE_HOME/machine.json, keyed by fingerprint and threads). Refuses to mix a
-catalogue value in: what stands here was measured by `source` at `measured_at`. Each rate is the best of several
-short bursts (a ceiling is the fastest seen; other work only lowers it); the barrier is a median.
+Owns what is measured and its cache (RIDGELINE_HOME/machine.json, keyed by fingerprint and threads). Refuses to mix a
+catalogue value in. Each rate is the best of several bursts (a ceiling is the fastest seen; other work only lowers it);
+costs (barrier, dispatch, page fault) are medians. What was measured while others used the machine holds for a minute.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import math
 import os
 import platform
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -22,12 +22,21 @@ from ridgeline.kit.errors import UserError
 from ridgeline.kit.home import home
 from ridgeline.kit.version import __version__
 
-from .probe import best_probe, instruction_sets, native_version
+from .levels import CacheLevel, cache_levels, level_name, sets_of
+from .noise import CpuWatch
+from .probe import Probe, Watch, best_probe, device_copies, instruction_sets, native_version
 
-# Working sets. The largest is several times any last-level cache we know of in one socket's share; the middle one is
-# a small model's weights; the small one fits the cache of most servers.
+# Working sets. The largest is several times the last-level cache of most machines (larger caches: MEMORY_SETS times
+# theirs); the middle one is a small model's weights; the small one fits the cache of most servers.
 SETS_BYTES = (16 << 20, 80 << 20, 256 << 20)
+MEMORY_SETS = 4  # times all last-level caches: what is read there comes from memory
 KINDS = ("f32", "int8", "bf16")
+COPY_BYTES = 64 << 20
+LINE_BYTES = 64  # a read of so little is the probe's own overhead
+IN_CACHE_BYTES = 4 << 20  # below, a pass takes microseconds: more bursts, and the overhead is taken off
+BUSY = 0.1  # share of the machine others may use before what is measured counts as disturbed
+RETRY_S = 60  # a disturbed measurement is tried again after this
+KEEP_S = 86_400  # the best of rates is taken over this long: neighbours of a virtual machine come and go
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -46,6 +55,24 @@ class ReadRate(msgspec.Struct, frozen=True):
     set_bytes: int
     bytes_per_s: float  # best burst
     median_bytes_per_s: float
+    level: str = ""  # "L2", ..., "memory": the cache that holds such a set; "": the system does not say
+
+
+class CopyRate(msgspec.Struct, frozen=True):
+    """From and to: "host", or a device such as "cuda:0" (then from pinned memory)."""
+
+    source: str
+    target: str
+    threads: int
+    bytes_per_s: float  # bytes copied, not read plus written
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """What this machine reaches right now, as shares of its kept ceilings. foreign_share: others had meanwhile."""
+
+    read: float
+    arithmetic: float
+    foreign_share: float | None
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -61,6 +88,18 @@ class Machine(msgspec.Struct, frozen=True):
     host_s: float = 0.0  # between two native calls; measured by calibration, 0: not measured
     # Share of its peak that a kernel reached here, by "<operator kind> <number kind>"; empty until calibrated.
     efficiency: dict[str, float] = {}
+    caches: tuple[CacheLevel, ...] = ()
+    copies: tuple[CopyRate, ...] = ()
+    flops_per_s_one_thread: dict[str, float] = {}  # only a full measurement has them
+    dispatch_s: float = 0.0  # one job handed from Python to the thread team and back
+    page_fault_s: float = 0.0  # first touch of a 4 KiB page; 0: not measured
+    foreign_share: float | None = None  # of the machine's processors, had by others while this was measured
+    since: str = ""  # when the oldest burst that may stand here was measured, ISO 8601
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Measured while others used the machine: ceilings may be too low."""
+        return self.foreign_share is not None and self.foreign_share > BUSY
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -101,54 +140,106 @@ class Machine(msgspec.Struct, frozen=True):
         return self.peak(kind) / self.bandwidth(set_bytes)
 
 
-class Probe(Protocol):
-    """What measuring needs. Seconds are of one burst."""
-
-    source: str
-
-    def read_s(self, set_bytes: int, threads: int) -> float:
-        """One pass over a resident set."""
-        ...
-
-    def flops_per_s(self, kind: str, threads: int) -> float | None:
-        """One burst of at most some 10 ms; None: this machine has no such kind."""
-        ...
-
-    def barrier_s(self, threads: int) -> float: ...
-
-
-def measure(threads: int | None = None, quick: bool = True, probe: Probe | None = None) -> Machine:
-    """Measure this machine, about 1 s (quick) or 4 s. Best of 5 (quick) or 20 bursts."""
+def measure(
+    threads: int | None = None, quick: bool = True, probe: Probe | None = None, watch: Watch | None = None
+) -> Machine:
+    """Measure this machine, about 1 s (quick) or 10 s (every cache level, thread counts in powers of two, copies to
+    devices). Best of 5 (quick) or 20 bursts."""
     cores = usable_cores()
     threads = threads or cores
+    watch = watch or CpuWatch()
     if probe is None:
         probe = best_probe(threads)
-    bursts = 5 if quick else 20
+    bursts, caches = (5 if quick else 20), cache_levels()
     reads = []
-    for count in sorted({1, threads}):
-        for set_bytes in SETS_BYTES if count == threads else SETS_BYTES[-1:]:
-            probe.read_s(set_bytes, count)  # first touch
-            seconds = sorted(probe.read_s(set_bytes, count) for _ in range(bursts))
-            reads.append(ReadRate(count, set_bytes, set_bytes / seconds[0], set_bytes / statistics.median(seconds)))
+    for count in sorted({1, threads}) if quick else _thread_counts(threads):
+        sets = _memory_sets(caches, cores)
+        if not quick:
+            sets = sorted({*sets_of(caches, count, cores), *sets})
+        elif count != threads:
+            sets = sets[-1:]
+        for set_bytes in sets:
+            level = level_name(caches, set_bytes, count, cores)
+            reads.append(_read_rate(probe, set_bytes, count, bursts, level))
+    flops = _peaks(probe, threads, bursts)
+    copies = [_copy_rate(probe, count, bursts) for count in sorted({1, threads})]
+    if not quick:
+        copies += [CopyRate(source, target, 1, rate) for source, target, rate in device_copies()]
+    now = _now()
+    return Machine(
+        fingerprint(), threads, tuple(reads), flops,
+        statistics.median(probe.barrier_s(threads) for _ in range(bursts)), now, probe.source,
+        caches=caches, copies=tuple(copies),
+        flops_per_s_one_thread={} if quick else _peaks(probe, 1, bursts),
+        dispatch_s=statistics.median(probe.dispatch_s(threads) for _ in range(10 * bursts)),
+        page_fault_s=statistics.median(probe.page_fault_s() for _ in range(bursts)),
+        foreign_share=watch.foreign_cpu_share(), since=now,
+    )  # fmt: skip
+
+
+def recheck(machine: Machine, probe: Probe | None = None, watch: Watch | None = None) -> Pace:
+    """In 0.2 s: whether the clock or the memory is slower now than the kept ceilings say (a cap, a neighbour)."""
+    watch, probe = watch or CpuWatch(), probe or best_probe(machine.threads)
+    set_bytes = SETS_BYTES[1]
+    read = _read_rate(probe, set_bytes, machine.threads, 5, "").bytes_per_s / machine.bandwidth(set_bytes)
+    peak = max(probe.flops_per_s("f32", machine.threads) or 0.0 for _ in range(3)) / machine.peak("f32")
+    return Pace(read, peak, watch.foreign_cpu_share())
+
+
+def _thread_counts(threads: int) -> list[int]:
+    return sorted({threads, *(1 << power for power in range(threads.bit_length()))})
+
+
+def _memory_sets(caches: tuple[CacheLevel, ...], cores: int) -> list[int]:
+    """SETS_BYTES, the last one larger than what all last-level caches hold, within an eighth of the memory."""
+    largest = max(SETS_BYTES[-1], MEMORY_SETS * caches[-1].capacity(cores, cores) if caches else 0)
+    return [*SETS_BYTES[:-1], max(SETS_BYTES[-1], min(largest, available_bytes() // 8 >> 20 << 20))]
+
+
+def _read_rate(probe: Probe, set_bytes: int, threads: int, bursts: int, level: str) -> ReadRate:
+    overhead_s = 0.0
+    if set_bytes <= IN_CACHE_BYTES:
+        bursts *= 20
+        overhead_s = min(probe.read_s(LINE_BYTES, threads) for _ in range(bursts))
+    probe.read_s(set_bytes, threads)  # first touch
+    seconds = sorted(probe.read_s(set_bytes, threads) for _ in range(bursts))
+    best_s, median_s = (max(s - overhead_s, s / 10) for s in (seconds[0], statistics.median(seconds)))
+    return ReadRate(threads, set_bytes, set_bytes / best_s, set_bytes / median_s, level)
+
+
+def _copy_rate(probe: Probe, threads: int, bursts: int) -> CopyRate:
+    probe.copy_s(COPY_BYTES, threads)  # first touch
+    return CopyRate("host", "host", threads, COPY_BYTES / min(probe.copy_s(COPY_BYTES, threads) for _ in range(bursts)))
+
+
+def _peaks(probe: Probe, threads: int, bursts: int) -> dict[str, float]:
     flops = {}
     for kind in KINDS:
         rates = [probe.flops_per_s(kind, threads) for _ in range(bursts)]
         if None not in rates:
             flops[kind] = max(rate for rate in rates if rate is not None)
-    barrier_s = statistics.median(probe.barrier_s(threads) for _ in range(bursts))
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Machine(fingerprint(), threads, tuple(reads), flops, barrier_s, now, probe.source)
+    return flops
 
 
-def load_or_measure(threads: int | None = None, path: Path | None = None, again: bool = False) -> Machine:
-    """The cached measurement of this fingerprint and thread count, or a new quick one (which is then cached)."""
+def load_or_measure(
+    threads: int | None = None, path: Path | None = None, again: bool = False,
+    measured: Callable[[int], Machine] = measure,
+) -> Machine:  # fmt: skip
+    """The cached measurement of this fingerprint and thread count, or a new quick one (which is then cached).
+
+    One that was disturbed holds for RETRY_S; then it is measured again and each rate is the best of both.
+    again: a full measurement, in place of whatever there was; what was calibrated is gone with it.
+    """
     threads = threads or usable_cores()
     path = path or home() / "machine.json"
-    key = _key(threads)
-    known = {} if again else _read(path)
-    if key not in known:
-        return store(measure(threads, quick=not again), path)
-    return known[key]
+    if again:
+        return store(measure(threads, quick=False), path)
+    known = _read(path).get(_key(threads))
+    if known is None:
+        return store(measured(threads), path)
+    if known.is_disturbed and _age_s(known.measured_at) > RETRY_S:
+        return store(best_of(known, measured(threads)), path)
+    return known
 
 
 def store(machine: Machine, path: Path | None = None) -> Machine:
@@ -164,17 +255,50 @@ def store(machine: Machine, path: Path | None = None) -> Machine:
 
 def raise_ceilings(machine: Machine, probe: Probe | None = None, path: Path | None = None) -> Machine:
     """Probe again (1 s) and keep the faster of old and new: for when something ran above a measured roof (A5)."""
-    fresh = measure(machine.threads, probe=probe)
-    old = {(read.threads, read.set_bytes): read for read in machine.reads}
-    reads = tuple(
-        max(read, old.get((read.threads, read.set_bytes), read), key=lambda each: each.bytes_per_s)
-        for read in fresh.reads
-    )
-    flops = {kind: max(rate, machine.flops_per_s.get(kind, 0.0)) for kind, rate in fresh.flops_per_s.items()}
-    barrier_s = min(fresh.barrier_s, machine.barrier_s)
-    # efficiency is a share of the old peak; kept, because calibrating again takes longer than being a little off
-    raised = msgspec.structs.replace(machine, reads=reads, flops_per_s=flops, barrier_s=barrier_s)
-    return store(msgspec.structs.replace(raised, measured_at=fresh.measured_at), path)
+    return store(best_of(machine, measure(machine.threads, probe=probe)), path)
+
+
+def best_of(old: Machine, new: Machine) -> Machine:
+    """The faster of both, rate by rate; calmer, if one of them was. Rates older than KEEP_S give way to new ones.
+
+    Calibrated values stay: calibrating again takes longer than being a little off.
+    """
+    is_stale = _age_s(old.since or old.measured_at) > KEEP_S
+    reads = {(read.threads, read.set_bytes): read for read in old.reads}
+    copies = {(copy.source, copy.target, copy.threads): copy for copy in old.copies}
+    for read in new.reads:
+        known = reads.get((read.threads, read.set_bytes), read)
+        reads[read.threads, read.set_bytes] = read if is_stale or read.bytes_per_s > known.bytes_per_s else known
+    for copy in new.copies:
+        key = (copy.source, copy.target, copy.threads)
+        kept = copies.get(key, copy)
+        copies[key] = copy if is_stale or copy.bytes_per_s > kept.bytes_per_s else kept
+    flops = dict(new.flops_per_s) if is_stale else _faster(old.flops_per_s, new.flops_per_s)
+    shares = [share for share in (old.foreign_share, new.foreign_share) if share is not None]
+    return msgspec.structs.replace(
+        old, reads=tuple(reads[key] for key in sorted(reads)), copies=tuple(copies.values()), flops_per_s=flops,
+        barrier_s=min(old.barrier_s, new.barrier_s), measured_at=new.measured_at, caches=new.caches,
+        dispatch_s=min(old.dispatch_s or new.dispatch_s, new.dispatch_s),
+        page_fault_s=min(old.page_fault_s or new.page_fault_s, new.page_fault_s),
+        foreign_share=new.foreign_share if is_stale else min(shares, default=None),
+        since=new.measured_at if is_stale else old.since or old.measured_at,
+    )  # fmt: skip
+
+
+def _faster(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
+    return {kind: max(rate, old.get(kind, 0.0)) for kind, rate in new.items()}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _age_s(moment: str) -> float:
+    """Seconds since; 0 for what is not a moment, or has no zone."""
+    try:
+        return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _key(threads: int) -> str:
