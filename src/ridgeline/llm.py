@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import queue
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import msgspec
 
 from ridgeline.engine.client import Deliver, EngineClient, Stream
 from ridgeline.engine.config import EngineConfig
-from ridgeline.kit.errors import UserError
+from ridgeline.kit.errors import RidgelineError, UserError
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import describe, record
 from ridgeline.models.pull import TABLE, Progress, pull
 from ridgeline.ops.program import Program
 from ridgeline.perf.account import StepTable
+from ridgeline.perf.intervals import ClientNote, ClientNotes
+from ridgeline.perf.ledger import RequestLedger, RunLedger, make_ledger
 from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
@@ -35,6 +39,7 @@ from ridgeline.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
+Inbox = queue.SimpleQueue["tuple[_Run, TokenEvent | RidgelineError]"]
 SERVICE = ("priority", "tenant", "deadline_s", "ttft_deadline_s")  # of Request: what policies go by
 
 
@@ -52,7 +57,8 @@ class Piece:
 class Completion:
     """One finished answer. `tokens` holds every generated id, the stop id included; `text` ends before it.
 
-    Times in seconds from arrival at the engine; ttft_s: to the first token, e2e_s: to the last.
+    Times in seconds from arrival at the engine; ttft_s: to the first token, e2e_s: to the last. account: where its time
+    went and what it caused; only when it was asked for.
     """
 
     text: str
@@ -63,6 +69,7 @@ class Completion:
     e2e_s: float
     scored: tuple[Scored, ...] = ()
     prompt_scored: tuple[Scored, ...] = ()
+    account: RequestLedger | None = None
 
     @property
     def tpot_s(self) -> float | None:
@@ -97,27 +104,30 @@ class LLM:
         self._numbers = itertools.count()
         self._described = describe(model, weights=self.config.weights)
         self._tokenizer = self._described.tokenizer()
+        self._notes = ClientNotes()
         self._client = EngineClient(self.config)
 
     # -- asking
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], *, max_tokens: int = 128, stop: str | Sequence[str] = (),
-        ignore_stop: bool = False, sampling: Sampling | None = None, n: int = 1, **settings: Any,
+        ignore_stop: bool = False, sampling: Sampling | None = None, n: int = 1, account: bool = False, **settings: Any,
     ) -> list[Completion]:  # fmt: skip
         """Complete every prompt (text or token ids); all run together. `settings` are fields of Sampling, and what
         policies go by: priority, tenant, deadline_s, ttft_deadline_s (of Request).
 
-        With n > 1 the answers of a prompt stand next to each other, differing in their random numbers only.
+        With n > 1 the answers of a prompt stand next to each other, differing in their random numbers only. account:
+        every Completion carries its own.
         """
         service = _service(settings)
         asked = _sampling(sampling, settings)
+        inbox: Inbox = queue.SimpleQueue()
         runs = [
-            self._start(prompt, max_tokens, stop, ignore_stop, asked, choice, service=service)
+            self._start(prompt, max_tokens, stop, ignore_stop, asked, choice, service=service, inbox=inbox)
             for prompt in _as_list(prompts)
             for choice in range(n)
         ]
-        return [run.finish() for run in runs]
+        return self._completions(runs, account)
 
     def stream(
         self, prompt: Prompt, *, max_tokens: int = 128, stop: str | Sequence[str] = (), ignore_stop: bool = False,
@@ -132,14 +142,16 @@ class LLM:
         finally:
             run.cancel()
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+    def chat(self, messages: Sequence[Message], *, account: bool = False, **options: Any) -> Completion:
         """One answer to a conversation, through the model's own chat template."""
-        run = self._start_ids(self.render(messages), **_split(options))
-        return run.finish()
+        note = _begin()
+        run = self._start_ids(self.render(messages, note), note=note, **_split(options))
+        return self._completions([run], account)[0]
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
         """As chat, in pieces."""
-        run = self._start_ids(self.render(messages), **_split(options))
+        note = _begin()
+        run = self._start_ids(self.render(messages, note), note=note, **_split(options))
         try:
             yield from run.pieces()
         finally:
@@ -169,15 +181,20 @@ class LLM:
             return tuple(self.tokenizer.encode(prompt, add_bos=self._described.spec.add_bos, special=special))
         return tuple(prompt)
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids of a conversation, ready for an answer."""
+    def render(self, messages: Sequence[Message], note: ClientNote | None = None) -> tuple[int, ...]:
+        """Token ids of a conversation, ready for an answer. note: gets the time that took."""
         template = self._described.chat_template
         if template is None:
             raise UserError(
                 f"{self.config.model} has no chat template; use generate() with plain text (in the shell: --raw)."
             )
+        began_ns = time.perf_counter_ns()
         text = render_chat(template, messages, tokenizer=self.tokenizer)
-        return tuple(self.tokenizer.encode(text, add_bos=False, special=True))
+        rendered_ns = time.perf_counter_ns()
+        ids = tuple(self.tokenizer.encode(text, add_bos=False, special=True))
+        if note is not None:
+            note.before = {"render": rendered_ns - began_ns, "tokenize": time.perf_counter_ns() - rendered_ns}
+        return ids
 
     # -- engine
 
@@ -193,11 +210,24 @@ class LLM:
 
     def submit(self, request: Request) -> Stream:
         """A raw request; returns its stream of TokenEvents."""
-        return self._client.submit(request)
+        if request.arrival_s is None:
+            request = msgspec.structs.replace(request, arrival_s=time.perf_counter())
+        stream = Stream(request, self._client.cancel)
+        self.submit_to(request, stream.deliver)
+        return stream
 
     def submit_to(self, request: Request, deliver: Deliver) -> None:
         """A raw request whose events are given to `deliver`, from the reader thread: it must not block."""
-        self._client.submit_to(request, deliver)
+        begun_s = time.perf_counter()
+        note = ClientNote(begun_s if request.arrival_s is None else request.arrival_s, {})
+
+        def noted(event: TokenEvent | RidgelineError) -> None:
+            deliver(event)
+            if isinstance(event, TokenEvent) and event.finish is not None:
+                note.last_s, note.ended_s = event.at_s, time.perf_counter()
+
+        self._client.submit_to(request, noted)
+        self._notes.open(request.id, note)
 
     @functools.cached_property
     def program(self) -> Program:
@@ -212,6 +242,14 @@ class LLM:
         table = self._client.account(StepTable, reset=reset)
         return summarise(table, self.program, machine or load_or_measure(self.facts.threads))
 
+    def ledger(self, *, reset: bool = False, machine: Machine | None = None) -> RunLedger:
+        """Of every request that has ended since the start (or the last reset): where its wall time went, interval by
+        interval, and what it caused of the steps (A2, A12). machine: by whose ceilings attention is shared."""
+        table = self._client.account(StepTable, reset=reset)
+        return make_ledger(
+            table, self._notes.by_request, self.program, machine or load_or_measure(self.facts.threads)
+        )  # fmt: skip
+
     def close(self) -> None:
         self._client.close()
 
@@ -225,23 +263,44 @@ class LLM:
 
     def _start(
         self, prompt: Prompt, max_tokens: int, stop: str | Sequence[str], ignore_stop: bool, sampling: Sampling,
-        choice: int = 0, special: bool = False, service: Mapping[str, Any] | None = None,
+        choice: int = 0, special: bool = False, service: Mapping[str, Any] | None = None, inbox: Inbox | None = None,
     ) -> _Run:  # fmt: skip
+        note = _begin()
+        began_ns = time.perf_counter_ns()
         ids = self.encode(prompt, special=special)
-        return self._start_ids(ids, max_tokens, stop, ignore_stop, sampling, choice, service)
+        note.before = {"tokenize": time.perf_counter_ns() - began_ns}
+        return self._start_ids(ids, max_tokens, stop, ignore_stop, sampling, choice, service, note, inbox)
 
     def _start_ids(
         self, ids: tuple[int, ...], max_tokens: int = 128, stop: str | Sequence[str] = (), ignore_stop: bool = False,
         sampling: Sampling | None = None, choice: int = 0, service: Mapping[str, Any] | None = None,
+        note: ClientNote | None = None, inbox: Inbox | None = None,
     ) -> _Run:  # fmt: skip
         request = Request(
             self._name(), ids, max_tokens, sampling or Sampling(), self._described.spec.eos, ignore_stop,
             choice=choice, **(service or {}),
         )  # fmt: skip
-        return self._submit(request, (stop,) if isinstance(stop, str) else tuple(stop))
+        return self._submit(request, (stop,) if isinstance(stop, str) else tuple(stop), note, inbox)
 
-    def _submit(self, request: Request, stop: tuple[str, ...] = ()) -> _Run:
-        return _Run(self._client, request, self._tokenizer, stop)
+    def _submit(
+        self, request: Request, stop: tuple[str, ...] = (), note: ClientNote | None = None, inbox: Inbox | None = None
+    ) -> _Run:
+        note = self._notes.open(request.id, note or _begin())
+        return _Run(self._client, request, self._tokenizer, stop, note, inbox)
+
+    def _completions(self, runs: Sequence[_Run], account: bool) -> list[Completion]:
+        """Text is made as events come, whosever they are; runs: of one inbox."""
+        left = {run for run in runs if not run.is_done}
+        while left:
+            run, event = runs[0].inbox.get()
+            if run in left:
+                run.take(event)
+                left -= {run} if run.is_done else set()
+        done = [run.completion() for run in runs]
+        if not account:
+            return done
+        accounts = {one.request_id: one for one in self.ledger().requests}
+        return [replace(one, account=accounts.get(run.name)) for one, run in zip(done, runs, strict=True)]
 
     def _name(self) -> str:
         return f"request-{next(self._numbers)}"
@@ -251,33 +310,55 @@ class _Run:
     """One request under way: turns its TokenEvents into text, and ends it at a stop string."""
 
     def __init__(
-        self, client: EngineClient, request: Request, tokenizer: Tokenizer | None, stop: tuple[str, ...]
-    ) -> None:
-        self._client, self._request = client, request
+        self, client: EngineClient, request: Request, tokenizer: Tokenizer | None, stop: tuple[str, ...],
+        note: ClientNote, inbox: Inbox | None = None,
+    ) -> None:  # fmt: skip
+        """inbox: where events go, together with whose they are; None: an own one."""
+        self._client, self.name = client, request.id
         self._detokenizer = None if tokenizer is None else tokenizer.detokenizer()
         if stop and tokenizer is None:
             raise UserError("stop strings need a tokenizer; this model has none.")
         self._stop = StopStrings(stop)
-        self._stream = client.submit(request)
         self._events: list[TokenEvent] = []
-        self._ended = False
+        self._pieces: list[Piece] = []
+        self.is_done = self._is_cancelled = False
+        self._note = note
+        self._worked: list[tuple[float, float]] = []  # text was made
+        self._stalled: list[tuple[float, float]] = []  # nobody listened
+        inbox = self.inbox = inbox or queue.SimpleQueue()
+        self._request = msgspec.structs.replace(request, arrival_s=time.perf_counter())
+        client.submit_to(self._request, lambda event: inbox.put((self, event)))
+
+    def take(self, event: TokenEvent | RidgelineError) -> Piece:
+        """The text of one event; raises what kept the request from going on."""
+        if isinstance(event, RidgelineError):
+            self.is_done = True
+            raise event
+        began_s = time.perf_counter()
+        self._events.append(event)
+        piece = self._piece(event)
+        self._pieces.append(piece)
+        ended_s = time.perf_counter()
+        self._worked.append((began_s, ended_s))
+        if piece.finish is not None:
+            self.is_done = True
+            self._close_early(event)
+            self._note.close(event.at_s, ended_s, {"tokenize": self._worked, "client_stall": self._stalled})
+        return piece
 
     def pieces(self) -> Iterator[Piece]:
-        for event in self._stream:
-            self._events.append(event)
-            piece = self._piece(event)
-            if piece.finish is not None:
-                self._ended = True
-                self._close_early(event)
-                yield piece
-                return
+        while not self.is_done:
+            _, event = self.inbox.get()
+            piece = self.take(event)
+            given_s = time.perf_counter()
             yield piece
+            self._stalled.append((given_s, time.perf_counter()))
 
-    def finish(self) -> Completion:
-        pieces = list(self.pieces())
+    def completion(self) -> Completion:
+        """When it is done."""
+        pieces, start = self._pieces, self._request.arrival_s or 0.0
         tokens = tuple(token for piece in pieces for token in piece.tokens)
         first = next((event.at_s for event in self._events if event.tokens), self._events[-1].at_s)
-        start = self._stream.arrival_s
         return Completion(
             "".join(piece.text for piece in pieces), tokens, pieces[-1].finish or "", len(self._request.prompt),
             first - start, self._events[-1].at_s - start,
@@ -285,13 +366,18 @@ class _Run:
             tuple(scored for event in self._events for scored in event.prompt_scored),
         )  # fmt: skip
 
+    def finish(self) -> Completion:
+        for _ in self.pieces():
+            pass
+        return self.completion()
+
     def score(self) -> Score:
         done = self.finish()
         return Score(self._request.prompt, tuple(s.logprob for s in done.prompt_scored), done.prompt_scored)
 
     def cancel(self) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self.is_done and not self._is_cancelled:
+            self._is_cancelled = True
             self._client.cancel(self._request.id)
 
     def _piece(self, event: TokenEvent) -> Piece:
@@ -351,6 +437,10 @@ async def _drained(pieces: Iterator[Piece]) -> AsyncIterator[Piece]:
         close = getattr(pieces, "close", None)
         if close is not None:
             await asyncio.to_thread(close)
+
+
+def _begin() -> ClientNote:
+    return ClientNote(time.perf_counter(), {})
 
 
 def _config(model: str, options: Mapping[str, Any]) -> EngineConfig:

@@ -20,7 +20,7 @@ from ridgeline.state.ports import StepObserver
 
 def account(parts: Parts) -> StepObserver:
     """Who watches the steps of this process."""
-    return Account(parts.program.reaches)
+    return Account(parts.program.reaches, tuple(line.part for line in parts.program))
 
 
 def make_engine(config: EngineConfig) -> Engine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,8 +20,10 @@ from ridgeline.ops.batch import count_pairs
 from ridgeline.ops.kv import Reach
 from ridgeline.state.plan import Entry, SequenceId, StepPlan, StepResult
 from ridgeline.state.sequence import Sequence
+from ridgeline.state.transfer import LoadBlock
 
-from .phases import PHASES, UNKNOWN, Phases
+from .phases import DRAFT, PHASES, UNKNOWN, Phases
+from .timeline import Timeline, TimelineKeeper
 
 MODEL = "model"
 COLUMNS = ("step", "phase", "tokens", "logit_rows", "sequences", "pairs", "kv_tokens")
@@ -71,6 +74,7 @@ class StepTable(msgspec.Struct, frozen=True):
     native_ns: int = 0  # inside native calls; the rest of the steps' time is this process's own
     experts: bytes = b""
     memory: dict[str, Any] = {}  # what the memory reports, since the engine's start
+    timeline: Timeline | None = None  # who did what in which step
 
     def expert_counts(self) -> npt.NDArray[np.float64] | None:
         """[steps]; None unless every step counted them."""
@@ -90,12 +94,16 @@ class StepTable(msgspec.Struct, frozen=True):
 class Account:
     """Implements state.ports.StepObserver."""
 
-    def __init__(self, reaches: tuple[Reach, ...] = ()) -> None:
+    def __init__(self, reaches: tuple[Reach, ...] = (), parts: tuple[str, ...] = ()) -> None:
+        """parts: the operator group of every line of the program "model"; without them the timeline has none."""
         self._reaches = reaches
+        self._keeper = TimelineKeeper(parts)
+        self._last_end: float | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget everything seen; sequences that are running are met again as prefill."""
+        self._keeper.reset(self._last_end or 0.0)
         self._shapes = array("q")
         self._times = array("d")
         self._experts = array("d")
@@ -104,9 +112,9 @@ class Account:
         self._notes: list[tuple[Any, ...]] = []  # steps and finished sequences in order, not summed yet
         self._noted = 0
         self._running: dict[SequenceId, int] = {}  # those met: the idle gap that ended with their first step, or -1
-        self._idle: list[list[float]] = []  # [begin, end]; end moves back to the arrival that ended it
+        self._idle: list[list[float]] = []  # [begin, end, step]; end moves back to the arrival that ended it
         self._host_s = 0.0
-        self._last_end: float | None = None
+        self._last_end = None
         self._native_calls = 0
         self._finished: dict[str, int] = {}
         self._preemptions = 0
@@ -120,14 +128,15 @@ class Account:
     def on_step(self, plan: StepPlan, result: StepResult) -> None:
         self._notes.append((
             plan.entries, result.started_s, result.ended_s, result.line_ns, result.native_calls, result.native_ns,
-            result.transfer_ns, result.experts, result.others,
+            result.transfer_ns, result.experts, result.others, plan.released, plan.held,
+            _restored(plan) if plan.transfers else (),
         ))  # fmt: skip
         self._noted += 1 + len(plan.entries)
         if self._noted >= NOTED:
             self._sum_up()
 
     def on_finish(self, sequence: Sequence, reason: str, at_s: float) -> None:
-        self._notes.append((sequence, reason))
+        self._notes.append((sequence, reason, at_s))
 
     # -- what was seen
 
@@ -140,7 +149,7 @@ class Account:
         """Everything seen so far, as numbers that travel."""
         self._sum_up()
         gaps_s = sum(self._times[i] - self._times[i - 1] for i in range(2, len(self._times), 2))
-        idle_s = sum(end - begin for begin, end in self._idle)
+        idle_s = sum(end - begin for begin, end, _ in self._idle)
         lines = self._line_ns if self._line_ns is not None else np.zeros((2 ** len(PHASES), 0), np.int64)
         return StepTable(
             self._reaches,
@@ -163,6 +172,7 @@ class Account:
             self._transfer_ns,
             self._native_ns,
             self._experts.tobytes(),
+            timeline=self._keeper.timeline(self._idle),
         )
 
     # -- inside
@@ -170,41 +180,71 @@ class Account:
     def _sum_up(self) -> None:
         """Every note becomes numbers, in order; shapes become one row for every step and phase."""
         notes, self._notes, self._noted = self._notes, [], 0
-        shapes = array("q")
-        timed: list[tuple[int, npt.NDArray[np.int64]]] = []
+        shapes, others = array("q"), array("q")
+        parts_ns: list[tuple[int, int, int]] = []
+        lines: list[npt.NDArray[np.int64] | None] = []
         first = len(self._times) // 2
         for note in notes:
-            if len(note) == 2:
+            if len(note) == 3:
                 self._sum_finish(*note)
                 continue
-            entries, started_s, ended_s, line_ns, native_calls, native_ns, transfer_ns, experts, others = note
+            entries, started_s, ended_s, line_ns, native_calls, native_ns, transfer_ns, experts, other_ns = note[:9]
             step = len(self._times) // 2
-            self._sum_entries(entries, step, self._gap(started_s), shapes)
+            self._sum_moves(step, *note[9:])
+            self._sum_entries(entries, step, self._gap(started_s, step), shapes, others)
             self._times.extend((started_s, ended_s))
             self._experts.append(math.nan if experts is None else experts)
             self._last_end = ended_s
             self._native_calls += native_calls
             self._native_ns += native_ns
             self._transfer_ns += transfer_ns
-            if line_ns is not None:
-                timed.append((step, line_ns))
-            for name, other_ns in others.items():
-                self._other_ns[name] = self._other_ns[name] + other_ns if name in self._other_ns else other_ns
-                self._others.setdefault(name, [0, 0, 0])[0] += 1
-        mixes = self._sum_shapes(np.array(shapes, np.int64).reshape(-1, SHAPE), first)
-        for step, line_ns in timed:
+            lines.append(line_ns)
+            parts_ns.append((native_ns, transfer_ns, self._sum_others(other_ns) if other_ns else 0))
+        if lines:
+            self._keeper.add_steps(parts_ns, lines)
+        mixes = self._sum_shapes(np.array(shapes, np.int64).reshape(-1, SHAPE), others, first)
+        for place, line_ns in enumerate(lines):
+            if line_ns is None:
+                continue
             if self._line_ns is None:
                 self._line_ns = np.zeros((2 ** len(PHASES), len(line_ns)), np.int64)
-            self._line_ns[mixes[step - first]] += line_ns
+            self._line_ns[mixes[place]] += line_ns
         self._phases.keep(self._running)
+        self._keeper.trim(self._times)
 
-    def _sum_entries(self, entries: tuple[Entry, ...], step: int, gap: int, shapes: array[int]) -> None:
-        """Work of other programs is added up; the model's entries go into `shapes`. gap: that the step ended."""
+    def _sum_moves(
+        self, step: int, released: tuple[SequenceId, ...], held: tuple[tuple[SequenceId, str], ...],
+        restored: tuple[SequenceId, ...],
+    ) -> None:  # fmt: skip
+        """Who lost its blocks before the step, who was tried in vain, and for whom kept state came back."""
+        for sequence in released:
+            if sequence in self._running:  # it has not ended: others needed its blocks
+                self._keeper.preempt(step, sequence)
+        if held:
+            self._keeper.hold(step, held)
+        if restored:
+            self._keeper.restore(step, restored)
+
+    def _sum_others(self, other_ns: Mapping[str, npt.NDArray[np.int64]]) -> int:
+        """Nanoseconds of all programs besides the model in one step."""
+        for name, lines in other_ns.items():
+            self._other_ns[name] = self._other_ns[name] + lines if name in self._other_ns else lines
+            self._others.setdefault(name, [0, 0, 0])[0] += 1
+        return sum(int(lines.sum()) for lines in other_ns.values())
+
+    def _sum_entries(
+        self, entries: tuple[Entry, ...], step: int, gap: int, shapes: array[int], others: array[int]
+    ) -> None:
+        """The model's entries go into `shapes`, those of other programs are added up and go into `others`. gap: that
+        the step ended."""
         noted: list[int] = []
         for entry in entries:
             if entry.program != MODEL:
                 other = self._others.setdefault(entry.program, [0, 0, 0])
-                other[1], other[2] = other[1] + 1, other[2] + len(entry.tokens)
+                count = len(entry.tokens)
+                other[1], other[2] = other[1] + 1, other[2] + count
+                end = entry.start + count - entry.tentative
+                others.extend((step, entry.sequence, DRAFT, entry.start, count, end, len(entry.rows)))
                 continue
             self._running.setdefault(entry.sequence, gap)
             rows, tokens = entry.rows, len(entry.tokens)
@@ -213,7 +253,8 @@ class Account:
             noted += (step, entry.sequence, entry.start, tokens, end, len(rows), chosen)
         shapes += array("q", noted)
 
-    def _sum_finish(self, sequence: Sequence, reason: str) -> None:
+    def _sum_finish(self, sequence: Sequence, reason: str, at_s: float) -> None:
+        self._keeper.end(sequence, reason, at_s)
         gap = self._running.pop(sequence.id, -1)
         if gap >= 0:
             idle = self._idle[gap]
@@ -225,12 +266,16 @@ class Account:
         self._accepted += sequence.tokens_accepted
         self._tokens_cached += sequence.tokens_cached
 
-    def _sum_shapes(self, shapes: npt.NDArray[np.int64], first: int) -> dict[int, int]:
-        """The set of phases of every step, counted from `first`."""
+    def _sum_shapes(self, shapes: npt.NDArray[np.int64], others: array[int], first: int) -> dict[int, int]:
+        """The set of phases of every step, counted from `first`. others: entries of other programs, for the keeper."""
         if not len(shapes):
+            self._keep(np.zeros((0, SHAPE), np.int64), others)
             return Counter()
         step, sequence, start, tokens, end, rows, chosen = np.ascontiguousarray(shapes.T)
-        place = (step - first) * len(PHASES) + self._phases.name(sequence, start, end, chosen)
+        named = self._phases.name(sequence, start, end, chosen)
+        activity = Phases.refine(named, start, tokens, end)
+        self._keep(np.stack((step, sequence, activity, start, tokens, end, rows), 1), others)
+        place = (step - first) * len(PHASES) + named
         sums = [tokens, rows, np.ones_like(tokens), *count_pairs(start, tokens)]
         for reach in self._reaches:
             sums += count_pairs(start, tokens, reach)
@@ -244,9 +289,32 @@ class Account:
             mixes[at] |= 1 << phase
         return mixes
 
-    def _gap(self, started_s: float) -> int:
+    def _keep(self, rows: npt.NDArray[np.int64], others: array[int]) -> None:
+        """Entries of the model and of other programs, by step."""
+        if others:
+            both = np.concatenate([np.array(others, np.int64).reshape(-1, SHAPE), rows])
+            rows = both[np.argsort(both[:, 0], kind="stable")]
+        self._keeper.add_entries(rows)
+
+    def _gap(self, started_s: float, step: int) -> int:
         """Index of the idle gap that this step ends, -1 when somebody was being served."""
         if self._last_end is None or self._running:
             return -1
-        self._idle.append([self._last_end, started_s])
+        self._idle.append([self._last_end, started_s, step])
         return len(self._idle) - 1
+
+
+def _restored(plan: StepPlan) -> tuple[SequenceId, ...]:
+    """For whom saved blocks come back in this step (rare, so it is found out at once: block tables change later)."""
+    loads = {(move.program, move.group, move.block) for move in plan.transfers if isinstance(move, LoadBlock)}
+    if not loads:
+        return ()
+    return tuple(
+        entry.sequence
+        for entry in plan.entries
+        if any(
+            (entry.program, group, block) in loads
+            for group, table in enumerate(entry.blocks)
+            for block in table.tolist()
+        )
+    )

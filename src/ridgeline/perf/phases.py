@@ -15,6 +15,9 @@ from ridgeline.state.plan import SequenceId
 
 PHASES = ("prefill", "decode", "recompute")
 PREFILL, DECODE, RECOMPUTE = range(len(PHASES))
+ACTIVITIES = (*PHASES, "draft", "verify")  # what a step was to one request: a finer cut of the same
+DRAFT, VERIFY = range(len(PHASES), len(ACTIVITIES))
+TOLD = ("prefill", "decode", "draft", "verify", "recompute")  # the same, in the order in which they are told
 UNKNOWN = 1 << 40  # no position is as large
 
 Integers = npt.NDArray[np.int64]
@@ -54,6 +57,11 @@ class Phases:
         named = np.empty_like(phases)
         named[order] = phases
         return named
+
+    @staticmethod
+    def refine(phases: Integers, start: Integers, tokens: Integers, end: Integers) -> Integers:
+        """Activities [entries] of the model's entries: an answer's step that judges guesses is `verify`."""
+        return np.where((phases == DECODE) & (end < start + tokens), VERIFY, phases)
 
     def keep(self, running: dict[SequenceId, int]) -> None:
         """Forget all but these sequences."""

@@ -16,7 +16,7 @@ from itertools import pairwise
 from ridgeline.decode.decoder import MODEL, PLAIN, Ask, Autoregressive, Decoder, Settled
 from ridgeline.kit.errors import CapacityError, InvariantError, UserError
 from ridgeline.state.event import Scored, TokenEvent
-from ridgeline.state.plan import Entry, RowResult, SequenceId, StepPlan, StepResult
+from ridgeline.state.plan import BLOCKS, BUDGET, POLICY, Entry, RowResult, SequenceId, StepPlan, StepResult
 from ridgeline.state.ports import SequenceMemory
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Rank, Sequence
@@ -115,15 +115,19 @@ class Scheduler:
         if not self.policy.is_static and self.policy.review(self._waiting, self._running, now):
             self._sort()
         evicted = self._hold_known()
-        if self._waiting and not evicted:
-            self._admit(now)
+        held: list[tuple[SequenceId, str]] = []
+        if self._waiting:
+            if evicted:
+                held.append((self._waiting[0].id, BLOCKS))
+            else:
+                self._admit(now, held)
         self._placed = share(self._asks(), self.options, self._memories, self.context)
         if not self._placed:
             return StepPlan(())
         transfers: tuple[Transfer, ...] = ()
         for memory in self._memories.values():
             transfers += memory.transfers()
-        plan = StepPlan(tuple([one.entry for one in self._placed]), tuple(self._released), transfers)
+        plan = StepPlan(tuple([one.entry for one in self._placed]), tuple(self._released), transfers, tuple(held))
         self._released.clear()
         self._in_flight = plan
         return plan
@@ -152,10 +156,12 @@ class Scheduler:
             evicted = True
         return evicted
 
-    def _admit(self, now: float) -> None:
-        """From waiting to running, in order, nobody skipped, while slots, tokens and blocks last."""
+    def _admit(self, now: float, held: list[tuple[SequenceId, str]]) -> None:
+        """From waiting to running, in order, nobody skipped, while slots, tokens and blocks last. held: who was tried
+        in vain, and why."""
         is_static = self.options.batching == "static"
         if is_static and self._running:
+            held.append((self._waiting[0].id, POLICY))
             return
         place = 0
         while place < len(self._waiting):
@@ -165,32 +171,35 @@ class Scheduler:
                 want(one, self.options) for one in self._running if one not in weaker
             )
             if (spare <= 0 and not is_static) or sequence.id in self._released:
+                held.append((sequence.id, BUDGET if spare <= 0 else BLOCKS))
                 return
-            has_entered = self._enter(sequence, now)
-            if has_entered:
+            kept_out = self._enter(sequence, now)
+            if kept_out is None:
                 continue
-            if has_entered is None:
+            if kept_out == POLICY:
+                held.append((sequence.id, POLICY))
                 place += 1
             elif not weaker:
+                held.append((sequence.id, kept_out))
                 return
             else:
                 self._preempt(self.policy.victim(weaker))
 
-    def _enter(self, sequence: Sequence, now: float) -> bool | None:
-        """Start running one of the waiting; False (and no change) when there is no slot or no blocks for it, None
-        when somebody who runs is just computing its beginning."""
+    def _enter(self, sequence: Sequence, now: float) -> str | None:
+        """Start running one of the waiting. Else what kept it out (and no change): no slot, no blocks, or POLICY when
+        somebody who runs is just computing its beginning."""
         if len(self._running) >= self.options.sequences:
-            return False
+            return BUDGET
         cached = self.memory.admit(sequence)
         if cached is None:
             self.deferrals += 1
-            return None
+            return POLICY
         is_first = not self._running
         if not self.memory.reserve(sequence, cached, sequence.tokens_known - cached) or (
             not is_first and not self.memory.has_headroom(len(self._running))  # it would be evicted within a few steps
         ):
             self.memory.release(sequence, cached)
-            return False
+            return BLOCKS
         sequence.tokens_computed = sequence.tokens_cached = cached
         if sequence.preemptions:
             spared = min(cached, sequence.tokens_recomputed)
@@ -200,7 +209,7 @@ class Scheduler:
         insort(self._running, sequence, key=_rank)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = now
-        return True
+        return None
 
     def _asks(self) -> list[tuple[Sequence, Ask]]:
         """What the decoder wants of this step and there is room for, in the policy's order."""

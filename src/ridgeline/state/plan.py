@@ -69,12 +69,17 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return self.slots[group] if self.slots else self.start
 
 
+BUDGET, BLOCKS, POLICY = HOLDS = ("budget", "blocks", "policy")  # why one that was tried does not run yet
+
+
 class StepPlan(msgspec.Struct, frozen=True, gc=False):
-    """transfers: state that is moved, in this order, before the entries run."""
+    """transfers: state that is moved, in this order, before the entries run. held: who was tried and did not enter, and
+    which of HOLDS kept it out; whoever waits and is not named was not tried."""
 
     entries: tuple[Entry, ...]
     released: tuple[SequenceId, ...] = ()  # the runner may forget these
     transfers: tuple[Transfer, ...] = ()
+    held: tuple[tuple[SequenceId, str], ...] = ()
 
     @property
     def is_empty(self) -> bool:
