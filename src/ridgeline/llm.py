@@ -28,6 +28,7 @@ from ridgeline.ops.program import Program
 from ridgeline.perf.account import StepTable
 from ridgeline.perf.intervals import ClientNote, ClientNotes
 from ridgeline.perf.ledger import RequestLedger, RunLedger, make_ledger
+from ridgeline.perf.meters import Watch, open_meter
 from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
@@ -106,6 +107,8 @@ class LLM:
         self._tokenizer = self._described.tokenizer()
         self._notes = ClientNotes()
         self._client = EngineClient(self.config)
+        meter = open_meter()
+        self.watch = None if meter is None else Watch(meter)  # joules since the last reset; None: no meter here
 
     # -- asking
 
@@ -240,7 +243,10 @@ class LLM:
         None: those measured here before, or now.
         """
         table = self._client.account(StepTable, reset=reset)
-        return summarise(table, self.program, machine or load_or_measure(self.facts.threads))
+        metered = None if self.watch is None else self.watch.interval()
+        if reset and self.watch is not None:
+            self.watch.restart()
+        return summarise(table, self.program, machine or load_or_measure(self.facts.threads), metered)
 
     def ledger(self, *, reset: bool = False, machine: Machine | None = None) -> RunLedger:
         """Of every request that has ended since the start (or the last reset): where its wall time went, interval by
@@ -251,6 +257,8 @@ class LLM:
         )  # fmt: skip
 
     def close(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
         self._client.close()
 
     def __enter__(self) -> Self:

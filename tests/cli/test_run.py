@@ -16,12 +16,13 @@ from ridgeline.state.request import Sampling
 SMALL = ("--max-tokens", "6", "--kv-bytes", "4M")
 
 
-def test_an_answer_to_stdin_ends_with_three_account_lines(ridgeline, tiny):
+def test_an_answer_to_stdin_ends_with_four_account_lines(ridgeline, tiny):
     _, stderr = ridgeline("run", tiny, "--raw", *SMALL, stdin="hello")
-    lines = stderr.splitlines()[-3:]
-    assert [line.split()[0] for line in lines] == ["Time", "Intensity", "Roof"]
+    lines = stderr.splitlines()[-4:]
+    assert [line.split()[0] for line in lines] == ["Time", "Intensity", "Roof", "Energy"]
     assert "prefill (prompt)" in lines[0] and "tokens/s" in lines[0]
     assert "ridge" in lines[1] and "measured roof" in lines[2]
+    assert "estimated (no meter here)" in lines[3] or "meter(" in lines[3]
 
 
 def test_json_is_the_last_line_and_holds_the_account(ridgeline, tiny):
@@ -91,7 +92,7 @@ def test_an_interrupted_answer_still_prints_its_account(llm, capsys):
     captured = capsys.readouterr()
     document = json.loads(captured.out.splitlines()[-1])
     assert document["text"] == "once " and document["finish"] == "cancelled"
-    assert "measured roof" in captured.err.splitlines()[-1]
+    assert "measured roof" in captured.err.splitlines()[-2]
 
 
 def test_a_chat_remembers_forgets_and_survives_errors(llm, capsys):

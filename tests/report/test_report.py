@@ -11,9 +11,10 @@ from rich.console import Console
 
 from ridgeline import __version__
 from ridgeline.perf.account import Account
+from ridgeline.perf.energy import EnergySummary
 from ridgeline.perf.roofline import COMPUTE, HOST, WEIGHT_BANDWIDTH
 from ridgeline.perf.summary import AccountSummary, PhaseSummary
-from ridgeline.report.account_lines import account_lines
+from ridgeline.report.account_lines import account_lines, energy_line
 from ridgeline.report.document import document, print_document
 from ridgeline.report.plots import Panel, bars
 from ridgeline.report.tables import plain, show
@@ -149,3 +150,32 @@ def test_bars_stay_inside_the_picture_and_nothing_is_no_bar():
 
 def test_no_prediction_no_legend_for_it():
     assert "predicted before the run" not in "".join(svg(Panel("A", "s", [1.0, 2.0])).itertext())
+
+
+def an_energy(**changes):
+    fields = {
+        "source": "estimate", "is_estimated": True, "band": (0.5, 2.0), "scope": "package", "model": "a core",
+        "wall_s": 2.0, "gross_j": 10.0, "idle_j": 6.0, "net_j": 4.0, "idle_source": "estimate",
+        "by_phase_j": {"prefill": 1.0, "decode": 3.0}, "by_part_j": {}, "mean_w": 5.0, "output_tokens": 100,
+        "j_per_token": 0.04, "gross_j_per_token": 0.1, "j_per_prompt_token": 0.01, "j_per_request": 4.0,
+        "tokens_per_j": 25.0, "edp_js": 8.0,
+    }  # fmt: skip
+    return EnergySummary(**fields | changes)
+
+
+def test_energy_without_a_meter_is_called_estimated_and_each_figure_has_its_band():
+    line = energy_line(an_energy())
+    assert "estimated (no meter here)" in line
+    figures = ("4.00 J [2.00 J–8.00 J]", "40.0 mJ [20.0 mJ–80.0 mJ]", "25.0 [12.5–50.0] tokens/J", "5.00 [2.50–10.0] W")
+    assert all(figure in line for figure in figures)
+    assert "prefill 25 %, decode 75 %" in line
+    assert "stood still" in energy_line(an_energy(void="the meter stood still for 3 s"))
+
+
+def test_energy_from_a_meter_names_it_and_says_when_idle_was_not_measured():
+    line = energy_line(an_energy(source="meter(rapl)", is_estimated=False, band=(1.0, 1.0)))
+    assert "meter(rapl): 4.00 J above idle" in line and "[" not in line and "idle part estimated" in line
+    assert "estimated" not in energy_line(
+        an_energy(source="meter(rapl)", is_estimated=False, band=(1.0, 1.0), idle_source="measured")
+    )
+    assert energy_line(None) == ""

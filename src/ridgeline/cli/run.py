@@ -1,4 +1,4 @@
-"""ridgeline run: one answer, or a chat; ends with three lines that say what it cost."""
+"""ridgeline run: one answer, or a chat; ends with four lines that say what it cost."""
 # size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def command(
 ) -> None:
     """Run a model: one answer to PROMPT (or to stdin), or a chat when there is none.
 
-    Ends with three lines: where the time went, arithmetic intensity, and the share of this machine's measured roof.
+    Ends with four lines: where the time went, arithmetic intensity, the share of this machine's measured roof, energy.
     In a chat: /clear forgets the conversation, /account shows the lines so far, /exit or Ctrl-D ends.
 
     \b

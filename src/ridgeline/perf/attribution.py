@@ -41,11 +41,13 @@ class PhaseWork:
 
 @dataclass(slots=True)
 class PartWork:
-    """One operator over all layers and steps. measured_s: [PHASES]."""
+    """One operator over all layers and steps. measured_s, moved_bytes (weights, KV), flops by kind: [PHASES]."""
 
     cost: Cost = field(default_factory=Cost)
     roof_s: float = 0.0
     measured_s: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
+    moved_bytes: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
+    flops: dict[str, Doubles] = field(default_factory=dict)
 
 
 class Attribution:
@@ -75,11 +77,14 @@ class Attribution:
         roof_s = count * self._dense(self._roof(cost, kind))
         shares = self._shares(line, kind)
         binding = self._binding(cost, kind)
-        for phase, share in zip(self.phases, shares, strict=True):
-            own = line.cost(phase.shape) if line.op.kind == "attend" else _scaled(cost, share)
-            phase.cost = phase.cost + self._summed(own, count)
-            phase.roof_s += np.bincount(binding, roof_s * share, minlength=len(ROOFS))
         part = self.parts.setdefault(line.part, PartWork())
+        flops = part.flops.setdefault(kind, np.zeros(len(PHASES)))
+        for at, (phase, share) in enumerate(zip(self.phases, shares, strict=True)):
+            own = self._summed(line.cost(phase.shape) if line.op.kind == "attend" else _scaled(cost, share), count)
+            phase.cost = phase.cost + own
+            phase.roof_s += np.bincount(binding, roof_s * share, minlength=len(ROOFS))
+            flops[at] += own.flops
+            part.moved_bytes[at] += own.weight_bytes + own.kv_bytes
         part.cost = part.cost + self._summed(cost, count)
         part.roof_s += float(roof_s.sum())
         part.measured_s += self._measured(measured_s, roof_s * shares)

@@ -17,6 +17,8 @@ from ridgeline.run.machine import Machine
 
 from .account import StepTable
 from .attribution import ROOFS, Attribution, Doubles, PartWork, PhaseWork
+from .energy import EnergySummary, Run, Work, energy
+from .meters import Interval
 from .phases import PHASES
 from .roofline import HOST
 
@@ -103,6 +105,7 @@ class AccountSummary(msgspec.Struct, frozen=True):
     transfers_s: float = 0.0
     memory: dict[str, Any] = {}  # state.ports.SequenceMemory.report
     share_rule: str = "share: v1"
+    energy: EnergySummary | None = None  # None: nothing ran
 
     def phase(self, name: str) -> PhaseSummary | None:
         return next((phase for phase in self.phases if phase.name == name), None)
@@ -112,8 +115,11 @@ class AccountSummary(msgspec.Struct, frozen=True):
         return dict(msgspec.to_builtins(self))
 
 
-def summarise(table: StepTable, program: Program, machine: Machine) -> AccountSummary:
-    """Everything about a run that its steps can tell. An empty run gives zeros, never an error."""
+def summarise(table: StepTable, program: Program, machine: Machine, metered: Interval | None = None) -> AccountSummary:
+    """Everything about a run that its steps can tell. An empty run gives zeros, never an error.
+
+    metered: what a meter said of the same time; None: there is none, and energy is estimated.
+    """
     work = Attribution(table, program, machine)
     times = table.step_times()
     step_s = times[:, 1] - times[:, 0]
@@ -159,7 +165,27 @@ def summarise(table: StepTable, program: Program, machine: Machine) -> AccountSu
         tokens_cached=table.tokens_cached,
         transfers_s=table.transfer_ns * 1e-9,
         memory=table.memory,
+        energy=energy(_run(table, work, phases, wall_s), machine, metered) if work.steps else None,
     )
+
+
+def _run(table: StepTable, work: Attribution, phases: tuple[PhaseSummary, ...], wall_s: float) -> Run:
+    """What energy rests on. Output tokens: rows that chose a token, less guesses that did not hold."""
+    works = [
+        Work(
+            phase, name, float(part.measured_s[at]),
+            {kind: float(flops[at]) for kind, flops in part.flops.items()}, float(part.moved_bytes[at]),
+        )
+        for name, part in work.parts.items()
+        for at, phase in enumerate(PHASES)
+        if part.measured_s[at] > 0 or part.moved_bytes[at] > 0
+    ]  # fmt: skip
+    prompt_tokens = sum(phase.tokens for phase in phases if phase.name == "prefill")
+    output_tokens = int(np.sum(work.whole.logit_rows)) - table.guessed + table.accepted
+    return Run(
+        works, {phase.name: phase.seconds for phase in phases}, table.host_s, wall_s, output_tokens, prompt_tokens,
+        sum(table.finished.values()),
+    )  # fmt: skip
 
 
 def _linear_kind(program: Program, machine: Machine) -> str:

@@ -1,11 +1,14 @@
-"""Three lines that say what a run cost and what bounded it, in words a newcomer understands."""
+"""A few lines that say what a run cost and what bounded it, in words a newcomer understands."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ridgeline.perf.energy import EnergySummary
 from ridgeline.perf.roofline import COMPUTE, HOST, KV_BANDWIDTH, WEIGHT_BANDWIDTH
 from ridgeline.perf.summary import AccountSummary, PhaseSummary
 
-from .units import digits, percent, scaled, seconds
+from .units import digits, joules, percent, scaled, seconds
 
 PACE = {
     WEIGHT_BANDWIDTH: "reading the weights",
@@ -19,12 +22,38 @@ NEAR = 0.5  # from this share of a roof on, the roof sets the pace; below it the
 
 
 def account_lines(summary: AccountSummary, *, is_random: bool = False) -> tuple[str, ...]:
-    """(1) times and tokens/s by phase, (2) arithmetic intensity by phase and the ridge, (3) share of the roof; then, if
-    there was any, (4) what was guessed ahead and (5) what others had computed already."""
+    """(1) times and tokens/s by phase, (2) arithmetic intensity by phase and the ridge, (3) share of the roof,
+    (4) energy; then, if there was any, (5) what was guessed ahead and (6) what others had computed already."""
     if not summary.phases:
         return ("Nothing ran.", "No work was counted.", "No roof was approached.")
-    extra = (line for line in (_guesses(summary), _shared(summary)) if line)
+    extra = (line for line in (energy_line(summary.energy), _guesses(summary), _shared(summary)) if line)
     return _times(summary, is_random), _intensities(summary), _roofs(summary), *extra
+
+
+def energy_line(energy: EnergySummary | None) -> str:
+    """Joules above idle, by phase, a token and a watt; without a meter each figure is called estimated, with its band.
+
+    A figure's band is its own; shares of one run move together, so the phases' are given as shares.
+    """
+    if energy is None:
+        return ""
+    word = f"estimated ({energy.void or 'no meter here'}): " if energy.is_estimated else f"{energy.source}: "
+    phases = ", ".join(f"{name} {percent(j / energy.net_j)}" for name, j in energy.by_phase_j.items())
+    parts = [f"{_banded(energy, energy.net_j, joules)} above idle ({phases})"]
+    if energy.j_per_token is not None and energy.tokens_per_j is not None:
+        parts.append(f"{_banded(energy, energy.j_per_token, joules)} an output token")
+        parts.append(f"{_banded(energy, energy.tokens_per_j, digits, is_inverse=True)} tokens/J")
+    idle = "" if energy.idle_source == "measured" or energy.is_estimated else ", idle part estimated"
+    parts.append(f"{_banded(energy, energy.mean_w, digits)} W on average with idle{idle}")
+    return "Energy     " + word + "; ".join(parts)
+
+
+def _banded(energy: EnergySummary, value: float, write: Callable[[float], str], is_inverse: bool = False) -> str:
+    """1.90 J [0.950 J–3.80 J] without a meter, 1.90 J with one."""
+    if not energy.is_estimated:
+        return write(value)
+    low, high = (1 / energy.band[1], 1 / energy.band[0]) if is_inverse else energy.band
+    return f"{write(value)} [{write(value * low)}–{write(value * high)}]"
 
 
 def _guesses(summary: AccountSummary) -> str:

@@ -32,6 +32,13 @@ def seconds(value: float) -> str:
     return f"{digits(value * 1e3)} ms" if value >= 1e-3 else f"{digits(value * 1e6)} µs"
 
 
+def joules(value: float) -> str:
+    """0.80 mJ, 12.3 mJ, 1.53 J, 2.10 kJ."""
+    if abs(value) >= 1 or value == 0:
+        return scaled(value, "J")
+    return f"{digits(value * 1e3)} mJ" if abs(value) >= 1e-3 else f"{digits(value * 1e6)} µJ"
+
+
 def nbytes(value: float) -> str:
     return scaled(value, "B")
 
