@@ -105,7 +105,7 @@ def test_shares_of_nothing_go_to_the_host():
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=1, max_size=6))
 def test_requests_sum_to_the_net(costs):
     summary = energy(a_run(), round_machine(), metered(40.0))
-    cost_ns = {str(i): {"prefill": prefill, "decode": decode} for i, (prefill, decode) in enumerate(costs)}
+    cost_ns = {str(i): {"prefill": prefill, "verify": verify} for i, (prefill, verify) in enumerate(costs)}
     assert sum(by_request(summary, cost_ns).values()) == pytest.approx(summary.net_j, rel=1e-9)
 
 

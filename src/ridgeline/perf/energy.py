@@ -15,6 +15,7 @@ import msgspec
 from ridgeline.run.machine import Machine
 
 from .meters import Interval
+from .phases import DECODE, PHASES
 
 RULE = "energy: v1"
 HOST = "host"  # between steps
@@ -216,24 +217,29 @@ def _summary(
 def by_request(summary: EnergySummary, cost_ns: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     """Net joules by request, by the cost ledger's nanoseconds {request: {phase: ns}}; with "unowned" they sum to net.
 
-    Within a phase a request takes its share of that phase's time. Host joules follow each one's whole cost. A phase
-    that nobody is said to have caused stays "unowned".
+    Within a phase a request takes its share of that phase's time (guessing ahead is decode's). The host's joules, and
+    those of a phase that nobody is said to have caused, follow each one's whole cost.
     """
-    phase_ns: dict[str, int] = {}
-    for phases in cost_ns.values():
-        for phase, ns in phases.items():
-            phase_ns[phase] = phase_ns.get(phase, 0) + ns
-    whole_ns = sum(phase_ns.values())
-    joules = dict.fromkeys(cost_ns, 0.0)
+    costs = {request: _by_phase(phases) for request, phases in cost_ns.items()}
+    joules = dict.fromkeys(costs, 0.0)
     unowned = 0.0
     for phase, spent in summary.by_phase_j.items():
-        total = phase_ns.get(phase, 0)
-        if total:
-            for request, phases in cost_ns.items():
-                joules[request] += spent * phases.get(phase, 0) / total
-        elif whole_ns:
-            for request, phases in cost_ns.items():
-                joules[request] += spent * sum(phases.values()) / whole_ns
-        else:
+        owned = {request: phases.get(phase, 0) for request, phases in costs.items()}
+        if not any(owned.values()):
+            owned = {request: sum(phases.values()) for request, phases in costs.items()}
+        total = sum(owned.values())
+        if not total:
             unowned += spent
+            continue
+        for request, ns in owned.items():
+            joules[request] += spent * ns / total
     return joules | ({"unowned": unowned} if unowned else {})
+
+
+def _by_phase(cost_ns: Mapping[str, int]) -> dict[str, int]:
+    """The ledger's finer activities under the phases that energy knows."""
+    phases: dict[str, int] = {}
+    for activity, ns in cost_ns.items():
+        phase = activity if activity in PHASES else PHASES[DECODE]
+        phases[phase] = phases.get(phase, 0) + ns
+    return phases
