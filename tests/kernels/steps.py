@@ -319,7 +319,7 @@ def check_quantised(arena: Arena, offset: int, rows: Floats, outlier: float = 0.
         raw = arena.data[begin : begin + inside * groups * 56].reshape(groups, 56 * inside)
         low = arena.data[begin + inside * groups * 56 : begin + inside * groups * 88].reshape(groups, -1)
         planes = [
-            np.ascontiguousarray(bytes_).view(np.int8).reshape(groups, 8, inside, 4).transpose(2, 0, 1, 3).astype(int)
+            np.ascontiguousarray(bytes_).view(np.int8).reshape(groups, inside, 8, 4).transpose(1, 0, 2, 3).astype(int)
             for bytes_ in (raw[:, : 32 * inside], low)
         ]
         whole = 128 * planes[0] + planes[1]

@@ -99,7 +99,7 @@ RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const
     for (int t = 0; t < T; t++) {
       const I weights = quads<FORMAT>(nibbles[t], high[t], j);
 #pragma GCC unroll 12
-      for (int r = 0; r < R; r++) dot4(total[r][t], weights, plane + (j * R + r) * 4);
+      for (int r = 0; r < R; r++) dot4(total[r][t], weights, plane + r * RL_GROUP + j * 4);
     }
   }
 }
@@ -129,7 +129,7 @@ RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) {
-        const __m256i both = broadcast4(plane + (j * R + r) * 4);
+        const __m256i both = broadcast4(plane + r * RL_GROUP + j * 4);
         const __m256i a = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8), b = _mm256_srai_epi16(both, 8);
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++)
@@ -149,7 +149,7 @@ RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const
         for (int t = 0; t < T; t++) weights[t] = (__m256i)quads<FORMAT>(nibbles[t], high[t], j);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-          const __m256i a = broadcast4(plane + (j * R + r) * 4);
+          const __m256i a = broadcast4(plane + r * RL_GROUP + j * 4);
 #pragma GCC unroll 4
           for (int t = 0; t < T; t++) narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(weights[t], a));
         }
@@ -179,7 +179,7 @@ RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const
       for (int b = 0; b < 4; b++) {
         const F one = to_float(weights >> (8 * b) & 255);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) dot[r][t] += one * splat(static_cast<float>(a[(j * R + r) * 4 + b]));
+        for (int r = 0; r < R; r++) dot[r][t] += one * splat(static_cast<float>(a[r * RL_GROUP + j * 4 + b]));
       }
     }
 #pragma GCC unroll 4
