@@ -98,7 +98,10 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=close)
 
 
-def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock, *, acceptance: float = 0.7) -> Engine:
+def rehearse(
+    config: EngineConfig, machine: Machine, clock: VirtualClock, *, acceptance: float = 0.7,
+    observer: StepObserver | None = None,
+) -> Engine:  # fmt: skip
     """The same scheduler and memory on a runner that only takes the estimated time: nothing is loaded or computed.
 
     acceptance: probability that a guessed token holds (I2); nothing else about tokens matters here.
@@ -115,7 +118,7 @@ def rehearse(config: EngineConfig, machine: Machine, clock: VirtualClock, *, acc
         for name, one in described.items()
     }  # fmt: skip
     decoder = _decoder(config, programs, lambda: machine)
-    observer = Unobserved()
+    observer = observer or Unobserved()
     runners: dict[str, StepRunner] = {
         name: CostRunner(program, machine, clock, acceptance=acceptance) for name, program in programs.items()
     }
