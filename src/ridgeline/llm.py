@@ -246,7 +246,8 @@ class LLM:
         metered = None if self.watch is None else self.watch.interval()
         if reset and self.watch is not None:
             self.watch.restart()
-        return summarise(table, self.program, machine or load_or_measure(self.facts.threads), metered)
+        machine = machine or load_or_measure(self.facts.threads)
+        return summarise(table, self.program, machine, metered, self.config.activations)
 
     def ledger(self, *, reset: bool = False, machine: Machine | None = None) -> RunLedger:
         """Of every request that has ended since the start (or the last reset): where its wall time went, interval by

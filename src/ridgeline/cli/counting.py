@@ -155,7 +155,7 @@ def _print_times(
         if machine.source in ("native", "numpy")
         else f"estimated for a machine that was {machine.source}"
     )
-    kernels = "" if machine.efficiency or machine.source not in ("native", "numpy") else "; kernels not calibrated"
+    kernels = "" if machine.rates or machine.source not in ("native", "numpy") else "; kernels not calibrated"
     busy = "; measured while others used the machine" if machine.is_disturbed else ""
     screen.say(f"Times are {source}{kernels}{busy} ({scaled(machine.bandwidth(weight_bytes(program)), 'B/s')} read):")
     if prefill := by_name.get("prefill"):

@@ -14,10 +14,11 @@ from ridgeline.models.load import describe, record
 from ridgeline.models.pull import TABLE, find
 from ridgeline.ops.kinds import KINDS
 from ridgeline.perf.calibrate import calibrate
-from ridgeline.report.units import digits, nbytes, percent, scaled, seconds
+from ridgeline.report.units import digits, nbytes, percent, ratio, scaled, seconds
 from ridgeline.run.bind import NATIVE_KINDS, bind
 from ridgeline.run.machine import BUSY, Machine, available_bytes, load_or_measure, store
 from ridgeline.run.noise import foreign_cpu_share
+from ridgeline.run.rates import ROWS
 
 from .screen import Screen
 
@@ -36,7 +37,7 @@ def examine(
     before = foreign_cpu_share()
     machine = load_or_measure(threads, again=is_measuring)
     if is_measuring:
-        machine = store(calibrate(machine, lambda step: screen.aside(f"measuring {step} ...", style="dim")))
+        machine = store(calibrate(machine, lambda step: screen.aside(f"measuring {step} ...", style="dim"), model))
     _print_machine(screen, machine, before)
     table = _print_bodies(screen, model, weights, kv, body)
     missing = _missing()
@@ -89,7 +90,8 @@ def _print_machine(screen: Screen, machine: Machine, foreign: float | None) -> N
     for name, share in machine.efficiency.items():
         rows.append((f"kernel: {name}", str(machine.threads), percent(share), "of its ceiling"))
     screen.table(("measured", "threads", "ceiling", ""), rows)
-    calibrated = "" if machine.efficiency else "; kernels not calibrated (doctor --measure)"
+    _print_rates(screen, machine)
+    calibrated = "" if machine.rates else "; kernels not calibrated (doctor --measure)"
     screen.say(f"measured {machine.measured_at}, best of several bursts, {machine.source} probes{calibrated}")
     if machine.is_disturbed and machine.foreign_share is not None:
         screen.say(
@@ -98,6 +100,23 @@ def _print_machine(screen: Screen, machine: Machine, foreign: float | None) -> N
         )
     if foreign is not None and foreign > BUSY:
         screen.say(f"others use {percent(foreign)} of this machine's processor time now: what is measured now is low")
+
+
+def _print_rates(screen: Screen, machine: Machine) -> None:
+    """Our products by number of rows: what a step of so many costs beside one of a single row."""
+    products = {key: rate for key, rate in machine.rates.items() if rate.bits}
+    if not products:
+        return
+    rows = [
+        (
+            key.partition(" ")[0], key.partition(" ")[2] or "f32", scaled(1 / rate.seconds[0], "B/s"),
+            *(ratio(float(rate.at(count)) / rate.seconds[0]) for count in ROWS[1:]),
+        )
+        for key, rate in sorted(products.items())
+    ]  # fmt: skip
+    screen.say()
+    screen.table(("products with", "activations", "1 row reads", *(f"{count} rows" for count in ROWS[1:])), rows)
+    screen.say("time beside that of one row, calibrated with our own kernels; predictions use it")
 
 
 def _print_reads(screen: Screen, machine: Machine) -> None:

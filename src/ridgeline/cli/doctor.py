@@ -14,7 +14,10 @@ from .options import Body, Json, Kv, Threads, Weights, guarded
 def command(
     model: Annotated[str | None, typer.Argument(help="Also show which body each of its operators runs on.")] = None,
     is_measuring: Annotated[
-        bool, typer.Option("--measure", help="Measure again: ceilings, our kernels' share of them, the host (15 s).")
+        bool,
+        typer.Option(
+            "--measure", help="Measure again: every ceiling, our kernels by rows (a MODEL's own too), the host; 30 s."
+        ),
     ] = False,
     weights: Weights = "native",
     kv: Kv = "auto",
@@ -29,6 +32,7 @@ def command(
       ridgeline doctor
       ridgeline doctor smollm2-135m
       ridgeline doctor --measure
+      ridgeline doctor smollm2-135m --measure
     """
     from .diagnosis import examine  # noqa: PLC0415  heavy; --help must start in 0.3 s
 

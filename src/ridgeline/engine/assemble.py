@@ -125,7 +125,7 @@ def make_break_even(
     if not (config.host_kv_bytes or config.disk_kv_bytes):
         return None
     bytes_per_token = sum(group.bytes_per_token for group in program.kv_groups)
-    return LoadOrCompute(StepCosts({"model": program}, machine), bytes_per_token, bytes_per_s)
+    return LoadOrCompute(StepCosts({"model": program}, machine, config.activations), bytes_per_token, bytes_per_s)
 
 
 def make_memory(

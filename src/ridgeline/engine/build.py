@@ -120,7 +120,8 @@ def rehearse(
     decoder = _decoder(config, programs, lambda: machine)
     observer = observer or Unobserved()
     runners: dict[str, StepRunner] = {
-        name: CostRunner(program, machine, clock, acceptance=acceptance) for name, program in programs.items()
+        name: CostRunner(program, machine, clock, acceptance=acceptance, activations=config.activations)
+        for name, program in programs.items()
     }
     runner = runners["model"] if len(runners) == 1 else ProgramsRunner(runners)
     scheduler = _scheduler(config, memories, decoder, facts, observer)
@@ -145,7 +146,7 @@ def _decoder(config: EngineConfig, programs: dict[str, Program], machine: Callab
     if not config.spec:
         return Autoregressive()
     proposer, options = parse(config.spec)
-    return Speculative(proposer, options, StepCosts(programs, machine))
+    return Speculative(proposer, options, StepCosts(programs, machine, config.activations))
 
 
 def _scheduler(

@@ -7,7 +7,6 @@ shared the same way. Lines measured in mixed steps follow their own line's share
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from ridgeline.kit.cost import Cost
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.op import TOKENS, Line
 from ridgeline.ops.program import Program
-from ridgeline.run.count import weight_bytes
+from ridgeline.run.count import alike, weight_bytes
 from ridgeline.run.estimate import compute_kind
 from ridgeline.run.machine import Machine
 
@@ -130,18 +129,6 @@ class Attribution:
         """Over steps; Python numbers, so that nothing overflows or travels as NumPy."""
         values = (cost.flops, cost.weight_bytes, cost.kv_bytes, cost.activation_bytes)
         return Cost(*(count * float(self._dense(value).sum()) for value in values))
-
-
-def alike(program: Program) -> Iterator[tuple[Line, list[int]]]:
-    """One line of every sort, and the indices of all of that sort: layers repeat, and equal lines cost the same."""
-    sorts: dict[object, list[Line]] = {}
-    for line in program:
-        weights = tuple((w.rows, w.columns, w.format.name, w.nbytes) for w in line.weights)
-        widths = tuple(value.width for value in line.inputs)
-        key = (line.part, line.output.rows, line.output.width, widths, weights, line.attributes.get("window"))
-        sorts.setdefault(key, []).append(line)
-    for lines in sorts.values():
-        yield lines[0], [line.index for line in lines]
 
 
 def _shapes(table: StepTable, steps: int) -> list[BatchShape]:

@@ -1,112 +1,181 @@
-"""Calibration: how close our own kernels come to this machine's ceilings, and what the host adds to a step.
+"""Calibration: what our own kernels need by number of rows, how near they come to the ceilings, what the host adds.
 
-Runs the real runner and engine on random weights for some seconds and returns the Machine with `efficiency` and
-`host_s` filled. Predictions use them; roofs never do, so a slow kernel cannot hide behind its own measurement.
+Runs the real runner and engine for some seconds and returns the Machine with `rates`, `efficiency` and `host_s` filled.
+Predictions use them; roofs never do, so a slow kernel cannot hide behind its own measurement.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ridgeline.engine.build import build
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.clock import WallClock
-from ridgeline.kit.cost import Cost
+from ridgeline.kit.errors import UserError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.load import load, record
+from ridgeline.ops.op import Line
+from ridgeline.run.activations import ACTIVATIONS
 from ridgeline.run.arena import StepLimits
 from ridgeline.run.bind import bind
 from ridgeline.run.cost_runner import batch_shape
-from ridgeline.run.estimate import compute_kind
+from ridgeline.run.count import weight_bytes
+from ridgeline.run.estimate import Estimator, compute_kind, product_weights, rate_key
 from ridgeline.run.machine import Machine
+from ridgeline.run.rates import PANEL, ROWS, LineRate
 from ridgeline.run.runner import Runner
 from ridgeline.state.plan import Entry, LogitRow, StepPlan, StepResult
 from ridgeline.state.request import Request, Sampling
 from ridgeline.state.sequence import Sequence as EngineSequence
 
 MODEL = "random:smollm2-135m"  # weights beyond most last-level caches, and still loaded in a second
-FORMATS = ("q4_1", "bf16")  # integer and float arithmetic; the head of q4_1 is q8_0
-CONTEXT = 1024
+FORMATS = ("q4_1", "q8_0", "bf16")  # integers of 4 and 8 bits, and floats; others borrow from the nearest
+CONTEXT, BEFORE = 1024, 8  # kept tokens of far steps and of short ones
 LIMITS = StepLimits(tokens=256, logit_rows=16, sequences=16, context=CONTEXT + BLOCK_TOKENS)
-REPEATS = 5
+ROUNDS = 3  # over all numbers of rows in turn: whatever drifts, drifts for all
+BUDGET_S = 3.0  # no further round after this: a large model, or a machine that others use
+MANY = 4  # runs of a plan of few rows in a round
+QUANTILE = 0.25  # of a line's runs: others only slow it down
+SMALL = ("norm", "rope", "activation", "add", "embed", "gather", "sample", "head_norm", "attend")
+Work = tuple[float, float]  # units, seconds
 
 
-def calibrate(machine: Machine, progress: Callable[[str], None] = lambda step: None) -> Machine:
-    """About 6 s. progress: called with a few words before each part."""
-    efficiency: dict[str, float] = {}
-    for weights in FORMATS:
-        progress(f"kernels on {weights} weights")
-        efficiency |= _efficiency(machine, weights)
+def calibrate(
+    machine: Machine, progress: Callable[[str], None] = lambda step: None, model: str | None = None
+) -> Machine:
+    """About 15 s; with a model, its own formats too. progress: called with a few words before each part."""
+    rates, efficiency = dict(machine.rates), dict(machine.efficiency)
+    asked = [(MODEL, weights) for weights in FORMATS] + ([(model, "native")] if model is not None else [])
+    for name, weights in asked:
+        program = None
+        for activations in ("int16", "int8") if name == MODEL else ACTIVATIONS:
+            if program is not None and rate_key("", program).endswith("f32"):
+                break  # floats do not care
+            progress(f"kernels on {weights if name == MODEL else name} weights, {activations} activations")
+            with _Bench(machine, name, weights, activations) as bench:
+                program = bench.program
+                found = bench.rates()
+                rates |= {key: rate for key, rate in found.items() if name != MODEL or _is_better(rate, rates, key)}
+                if name == MODEL and activations == "int16":
+                    efficiency |= bench.attention(msgspec.structs.replace(machine, rates=rates))
     progress("the host between steps")
-    return msgspec.structs.replace(machine, efficiency=efficiency, host_s=_host_s(machine.threads))
+    return msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=_host_s(machine.threads))
 
 
-def _efficiency(machine: Machine, weights: str) -> dict[str, float]:
-    loaded = load(MODEL, weights=weights)
-    storage = STORAGES.get("bf16")
-    program = record(loaded, storage)
-    blocks = LIMITS.sequences * LIMITS.context // BLOCK_TOKENS
-    pools = tuple(
-        KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=blocks)
-        for g in program.kv_groups
-    )
-    runner = Runner(bind(program), pools, limits=LIMITS, threads=machine.threads, clock=WallClock())
-    bandwidth = machine.bandwidth(sum(weight.nbytes for weight in program.weights))
-
-    def timed(plan: StepPlan) -> Callable[[Sequence[str]], tuple[Cost, float]]:
-        """Median seconds and cost of lines by operator kind."""
-        results = [runner.collect(runner.submit(plan)) for _ in range(REPEATS)]
-        lines = np.median([result.line_ns for result in results if result.line_ns is not None], axis=0) * 1e-9
-        shape = batch_shape(plan)
-
-        def of(kinds: Sequence[str]) -> tuple[Cost, float]:
-            cost, seconds = Cost(), 0.0
-            for line in program:
-                if line.op.kind in kinds:
-                    cost, seconds = cost + line.cost(shape), seconds + float(lines[line.index])
-            return cost, max(seconds, 1e-9)
-
-        return of
-
-    found: dict[str, float] = {}
-    number_kind = compute_kind(next(line for line in program if line.op.kind == "linear"))
-    many, one = timed(_plan([(0, 256)])), timed(_plan([(8, 1)]))
-    far, deep = timed(_plan([(CONTEXT - 1, 1)] * 16)), timed(_plan([(CONTEXT - 256, 256)]))
-    cost, seconds = many(("linear",))
-    for kind in ("linear", "head", "experts"):  # experts run the blocks of linear
-        found[f"{kind} {number_kind}"] = cost.flops / seconds / machine.peak(number_kind)
-    cost, seconds = one(("linear", "head"))
-    for kind in ("linear", "head", "experts"):
-        found[f"{kind} {number_kind} bytes"] = cost.weight_bytes / seconds / bandwidth
-    cost, seconds = deep(("attend",))
-    found["attend f32"] = cost.flops / seconds / machine.peak("f32")
-    cost, seconds = far(("attend",))
-    found["attend f32 bytes"] = cost.kv_bytes / seconds / bandwidth
-    for kind in ("norm", "rope", "activation"):
-        cost, seconds = many((kind,))
-        found[f"{kind} f32"] = cost.flops / seconds / machine.peak("f32")
-    runner.close()
-    return {key: min(share, 1.5) for key, share in found.items()}
+def _is_better(rate: LineRate, known: dict[str, LineRate], key: str) -> bool:
+    """A head has few rows, so a format that only it has is known by fewer."""
+    return key not in known or len(rate.rows) >= len(known[key].rows)
 
 
-def _plan(entries: Sequence[tuple[int, int]]) -> StepPlan:
-    """Steps at any context: KV pages are read as they are, numbers do not matter for time."""
-    per_sequence = LIMITS.context // BLOCK_TOKENS
-    return StepPlan(
-        tuple(
-            Entry(
-                index, start, tuple(range(5, 5 + tokens)),
-                (np.arange(index * per_sequence, (index + 1) * per_sequence, dtype=np.int32),),
-                (LogitRow(tokens - 1, start + tokens, Sampling()),),
-            )
-            for index, (start, tokens) in enumerate(entries)
+class _Bench:
+    """A runner on one model, its KV empty pages: numbers do not matter for time. UserError for recurrent models."""
+
+    def __init__(self, machine: Machine, model: str, weights: str, activations: str) -> None:
+        loaded = load(model, weights=weights)
+        storage = STORAGES.get("bf16")
+        self.program = record(loaded, storage)
+        if self.program.state is not None:
+            raise UserError(f"{model} keeps recurrent state and is not calibrated by rows. Leave the model out.")
+        blocks = LIMITS.sequences * LIMITS.context // BLOCK_TOKENS
+        pools = tuple(
+            KvPool(storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=blocks)
+            for g in self.program.kv_groups
         )
-    )  # fmt: skip
+        bound = bind(self.program, activations=activations)
+        self._runner = Runner(bound, pools, limits=LIMITS, threads=machine.threads, clock=WallClock())
+        self._bytes_per_s = machine.bandwidth(weight_bytes(self.program))
+        self._activations = activations
+
+    def __enter__(self) -> _Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.close()
+
+    def rates(self) -> dict[str, LineRate]:
+        """Of every weight format, and of every small operator, by number of rows."""
+        plans = {rows: self._plan([(BEFORE, 1)] * rows if rows <= PANEL else [(0, rows)]) for rows in ROWS}
+        times: dict[int, list[npt.NDArray[np.int64]]] = {rows: [] for rows in ROWS}
+        begun_s = time.perf_counter()
+        for done in range(ROUNDS):
+            if done and time.perf_counter() - begun_s > BUDGET_S:
+                break
+            for rows, plan in plans.items():
+                times[rows] += self._run(plan, MANY if rows <= PANEL else 1)
+        found: dict[str, dict[int, Work]] = {}
+        bits: dict[str, float] = {}
+        for rows, runs in times.items():
+            shape = batch_shape(plans[rows], self.program.reaches)
+            line_s = np.quantile(runs, QUANTILE, axis=0) * 1e-9
+            for line in self.program:
+                key, unit = self._unit(line)
+                is_short = rows > PANEL and line.op.kind == "attend"  # a prompt's attention is judged by its flops
+                if unit and not is_short and int(line.output.count(shape)) == rows:
+                    units, seconds = found.setdefault(key, {}).get(rows, (0.0, 0.0))
+                    found[key][rows] = (units + unit, seconds + float(line_s[line.index]))
+                    if line.op.kind not in SMALL:
+                        bits[key] = 8 * unit / sum(w.rows * w.columns for w in product_weights(line))
+        return {key: self._rate(by_rows, bits.get(key, 0.0)) for key, by_rows in found.items() if 1 in by_rows}
+
+    def _rate(self, by_rows: dict[int, Work], bits: float) -> LineRate:
+        rows = tuple(sorted(by_rows))
+        seconds = tuple(by_rows[count][1] / by_rows[count][0] for count in rows)
+        return LineRate(rows, seconds, bits, self._bytes_per_s if bits else 0.0)
+
+    def _unit(self, line: Line) -> tuple[str, float]:
+        """(key, units) of a line's rate: bytes of weights all stored alike, or of one row's activations."""
+        if line.op.kind in ("linear", "head"):
+            names = {weight.format.name for weight in product_weights(line)}
+            if len(names) != 1:
+                return "", 0.0  # which of them took how long is not known
+            mode = f" {self._activations}" if compute_kind(line) == "int8" else ""
+            return f"{names.pop()}{mode}", float(sum(weight.nbytes for weight in product_weights(line)))
+        if line.op.kind not in SMALL:
+            return "", 0.0
+        row = batch_shape(self._plan([(BEFORE, 1)]), self.program.reaches)
+        return rate_key(line.op.kind, self.program), float(line.cost(row).activation_bytes)
+
+    def attention(self, machine: Machine) -> dict[str, float]:
+        """Shares of the ceilings: arithmetic of a late piece of a prompt, reading of many long contexts."""
+        found = {}
+        estimator = Estimator(self.program, machine)
+        deep, far = self._plan([(CONTEXT - 256, 256)]), self._plan([(CONTEXT - 1, 1)] * LIMITS.sequences)
+        for plan, key, ceiling in ((deep, "attend f32", machine.peak("f32")), (far, "attend f32 bytes", 0.0)):
+            shape = batch_shape(plan, self.program.reaches)
+            line_s = np.quantile(self._run(plan, ROUNDS + 2), QUANTILE, axis=0) * 1e-9
+            amount = seconds = 0.0
+            for line in (line for line in self.program if line.op.kind == "attend"):
+                cost = line.cost(shape)
+                amount += cost.flops if ceiling else cost.kv_bytes
+                seconds += max(float(line_s[line.index] - estimator.fixed_seconds(line, shape)), 1e-9)
+            found[key] = min(amount / seconds / (ceiling or self._bytes_per_s), 1.5)
+        return found
+
+    def _run(self, plan: StepPlan, times: int) -> list[npt.NDArray[np.int64]]:
+        results = [self._runner.collect(self._runner.submit(plan)) for _ in range(times)]
+        return [result.line_ns for result in results if result.line_ns is not None]
+
+    def _plan(self, entries: Sequence[tuple[int, int]]) -> StepPlan:
+        """Steps at any context: KV pages are read as they are."""
+        per_sequence = LIMITS.context // BLOCK_TOKENS
+        return StepPlan(
+            tuple(
+                Entry(
+                    index, start, tuple(range(5, 5 + tokens)),
+                    (np.arange(index * per_sequence, (index + 1) * per_sequence, dtype=np.int32),)
+                    * len(self.program.kv_groups),
+                    (LogitRow(tokens - 1, start + tokens, Sampling()),),
+                )
+                for index, (start, tokens) in enumerate(entries)
+            )
+        )  # fmt: skip
 
 
 class _Gaps:

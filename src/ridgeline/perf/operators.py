@@ -11,11 +11,10 @@ import numpy as np
 from ridgeline.kit.cost import Cost
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.program import Program
-from ridgeline.run.count import weight_bytes
+from ridgeline.run.count import alike, weight_bytes
 from ridgeline.run.estimate import Estimator, compute_kind
 from ridgeline.run.machine import Machine
 
-from .attribution import alike
 from .roofline import intensity, roof_name
 
 
@@ -76,7 +75,7 @@ def count_phase(name: str, program: Program, machine: Machine, shape: BatchShape
         part, count, cost = line.part, len(indices), line.cost(shape)
         costs[part] = costs.get(part, Cost()) + _times(cost, count)
         lines[part] = lines.get(part, 0) + count
-        seconds[part] = seconds.get(part, 0.0) + count * float(estimator.line_seconds(line, cost))
+        seconds[part] = seconds.get(part, 0.0) + count * float(estimator.line_seconds(line, cost, shape))
         kinds[part] = compute_kind(line)
         compute_s += count * cost.flops / machine.peak(kinds[part])
     rows = tuple(

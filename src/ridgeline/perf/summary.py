@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from ridgeline.ops.program import Program
+from ridgeline.run.activations import DEFAULT
 from ridgeline.run.count import weight_bytes
 from ridgeline.run.estimate import Estimator, compute_kind
 from ridgeline.run.machine import Machine
@@ -115,15 +116,18 @@ class AccountSummary(msgspec.Struct, frozen=True):
         return dict(msgspec.to_builtins(self))
 
 
-def summarise(table: StepTable, program: Program, machine: Machine, metered: Interval | None = None) -> AccountSummary:
+def summarise(
+    table: StepTable, program: Program, machine: Machine, metered: Interval | None = None, activations: str = DEFAULT
+) -> AccountSummary:
     """Everything about a run that its steps can tell. An empty run gives zeros, never an error.
 
-    metered: what a meter said of the same time; None: there is none, and energy is estimated.
+    metered: what a meter said of the same time; None: there is none, and energy is estimated. activations: how integer
+    products read them; only what is predicted depends on it.
     """
     work = Attribution(table, program, machine)
     times = table.step_times()
     step_s = times[:, 1] - times[:, 0]
-    estimator = Estimator(program, machine)
+    estimator = Estimator(program, machine, activations)
     predicted = np.asarray(estimator.step_seconds(work.whole), float) if work.steps else np.zeros(0)
     ridge = machine.ridge(_linear_kind(program, machine), weight_bytes(program))
     phases = tuple(

@@ -15,6 +15,7 @@ from ridgeline.ops.sample import uniform
 from ridgeline.state.plan import Entry, RowResult, StepPlan, StepResult
 from ridgeline.state.transfer import CopyState, LoadBlock, MoveSaved, MoveTokens, PackTokens, SaveBlock, Transfer
 
+from .activations import DEFAULT
 from .estimate import Estimator
 from .machine import Machine
 
@@ -36,8 +37,11 @@ def assumed_rate(machine: Machine, tier: str) -> float:
 class CostRunner:
     """Every chosen token is 0; only lengths matter. acceptance: probability that a guessed token is the chosen one."""
 
-    def __init__(self, program: Program, machine: Machine, clock: VirtualClock, *, acceptance: float = 0.0) -> None:
-        self._estimator, self._clock = Estimator(program, machine), clock
+    def __init__(
+        self, program: Program, machine: Machine, clock: VirtualClock, *, acceptance: float = 0.0,
+        activations: str = DEFAULT,
+    ) -> None:  # fmt: skip
+        self._estimator, self._clock = Estimator(program, machine, activations), clock
         self._reaches = program.reaches
         self._acceptance = acceptance
         self._tiers: dict[int, str] = {}  # of saved keys

@@ -9,14 +9,18 @@ from collections.abc import Sequence as Many
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.program import Program
 
+from .activations import DEFAULT
 from .estimate import Estimator
 from .machine import Machine
 
 
 class StepCosts:
-    """machine: asked when the first cost is wanted, since measuring one takes a second."""
+    """machine: asked when the first cost is wanted, since measuring one takes a second. activations: Estimator's."""
 
-    def __init__(self, programs: Mapping[str, Program], machine: Callable[[], Machine]) -> None:
+    def __init__(
+        self, programs: Mapping[str, Program], machine: Callable[[], Machine], activations: str = DEFAULT
+    ) -> None:
+        self._activations = activations
         self._programs = dict(programs)
         self._machine = functools.cache(machine)
         self._estimators: dict[str, Estimator] = {}
@@ -24,6 +28,6 @@ class StepCosts:
     def seconds(self, program: str, entries: Many[tuple[int, int]], rows: int) -> float:
         """entries: (context before, tokens); rows: logit rows."""
         if program not in self._estimators:
-            self._estimators[program] = Estimator(self._programs[program], self._machine())
+            self._estimators[program] = Estimator(self._programs[program], self._machine(), self._activations)
         reaches = self._programs[program].reaches
         return float(self._estimators[program].step_seconds(BatchShape.of(entries, rows, reaches)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ridgeline.kit.cost import Cost
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.op import Line
@@ -43,3 +45,15 @@ def parameters(program: Program) -> int:
 def weight_bytes(program: Program) -> int:
     """Bytes of all distinct weights as stored."""
     return sum(weight.nbytes for weight in program.weights)
+
+
+def alike(program: Program) -> Iterator[tuple[Line, list[int]]]:
+    """One line of every sort, and the indices of all of that sort: layers repeat, and equal lines cost the same."""
+    sorts: dict[object, list[Line]] = {}
+    for line in program:
+        weights = tuple((w.rows, w.columns, w.format.name, w.nbytes) for w in line.weights)
+        widths = tuple(value.width for value in line.inputs)
+        key = (line.part, line.output.rows, line.output.width, widths, weights, line.attributes.get("reach"))
+        sorts.setdefault(key, []).append(line)
+    for lines in sorts.values():
+        yield lines[0], [line.index for line in lines]

@@ -1,6 +1,7 @@
 """How long a step takes, from the counted costs and this machine's measured ceilings. The one owner of that number.
 
-Everything that predicts asks here: `predict`, the ladder's second column, the simulator's runner.
+Everything that predicts asks here: `predict`, the ladder's second column, the simulator's runner, guessing ahead. With
+calibrated rates (rates.py) a line's time follows its rows; without, it is the roofline's.
 """
 
 from __future__ import annotations
@@ -13,49 +14,136 @@ import numpy as np
 from ridgeline.kernels.packing import reads_integers
 from ridgeline.kit.cost import Cost
 from ridgeline.ops.batch import BatchShape
+from ridgeline.ops.experts import distinct
 from ridgeline.ops.op import Line
 from ridgeline.ops.program import Program
+from ridgeline.ops.protocols import Weight
 
-from .count import weight_bytes
+from .activations import DEFAULT
+from .count import alike, weight_bytes
 from .machine import Machine
+from .rates import LineRate, product_rate
+
+PRODUCTS = ("linear", "head", "experts")
+# Without a calibration, what native products reach of their peak: int8 dots by how activations are read, f32.
+TYPICAL = {"int16": 0.25, "auto": 0.38, "int8": 0.45, "f32": 0.65}
 
 
 def compute_kind(line: Line) -> str:
     """Which arithmetic peak bounds a line: "int8" for integer linears, else "f32"."""
-    parts = line.attributes.get("parts", 0)
-    is_integer = any(reads_integers(weight.format) for weight in line.weights[:parts])
-    return "int8" if is_integer else "f32"
+    return "int8" if any(reads_integers(weight.format) for weight in product_weights(line)) else "f32"
+
+
+def product_weights(line: Line) -> tuple[Weight, ...]:
+    """The matrices that a line multiplies with; none for other operators."""
+    return line.weights[: line.attributes.get("parts", 0)]
+
+
+def rate_key(kind: str, program: Program) -> str:
+    """Operators around integer products round their rows for them, so they have rates of their own."""
+    return f"{kind} int8" if any(compute_kind(line) == "int8" for line in program) else f"{kind} f32"
 
 
 class Estimator:
-    """Seconds of steps of one Program on one machine; evaluates arrays of batch shapes at once."""
+    """Seconds of steps of one Program on one machine; evaluates arrays of batch shapes at once.
 
-    def __init__(self, program: Program, machine: Machine) -> None:
+    activations: how integer products read them (run/activations.py).
+    """
+
+    def __init__(self, program: Program, machine: Machine, activations: str = DEFAULT) -> None:
         self.program, self.machine = program, machine
+        self._activations = activations
         self._bandwidth = machine.bandwidth(weight_bytes(program))  # weights are what a step streams
+        self._sorts = [(line, len(indices)) for line, indices in alike(program)]
         self._kinds = [compute_kind(line) for line in program]
+        self._products = {line.index: self._rates_of(line) for line, _ in self._sorts if line.op.kind in PRODUCTS}
+        self._others = {
+            line.index: (machine.rates[key], _row_bytes(line))
+            for line, _ in self._sorts
+            if (key := rate_key(line.op.kind, program)) in machine.rates
+        }
 
-    def line_seconds(self, line: Line, cost: Cost) -> Any:
-        """Roofline time: the slower of arithmetic at its attainable peak and bytes at the attainable bandwidth.
+    def line_seconds(self, line: Line, cost: Cost, batch: BatchShape) -> Any:
+        """One line of the first of each sort (count.alike). cost: what line.cost says of the batch."""
+        if self._products.get(line.index):
+            return self._product_seconds(line, cost, batch)
+        if line.index not in self._others:
+            return self._roofline_seconds(line, cost) + (line.output.count(batch) > 0) * self.machine.barrier_s
+        if line.op.kind == "attend":
+            return self.fixed_seconds(line, batch) + self._roofline_seconds(line, cost)
+        rate, unit = self._others[line.index]
+        return unit * rate.at(line.output.count(batch))
 
-        Activations stay in the caches between lines, so only stored bytes (weights, KV) count against memory.
-        """
-        kind = self._kinds[line.index]
-        peak = self.machine.attainable(line.op.kind, kind)
-        bandwidth = self._bandwidth * self.machine.efficiency.get(f"{line.op.kind} {kind} bytes", 1.0)
-        return np.maximum(cost.flops / peak, (cost.weight_bytes + cost.kv_bytes) / bandwidth)
+    def fixed_seconds(self, line: Line, batch: BatchShape) -> Any:
+        """What attention takes by sequences, before anything is read or multiplied."""
+        if line.index not in self._others:
+            return 0.0
+        rate, unit = self._others[line.index]
+        return unit * rate.at(batch.sequences)
 
     def by_part(self, batch: BatchShape) -> Mapping[str, Any]:
         """Seconds by operator name, summed over layers."""
         seconds: dict[str, Any] = {}
-        for line in self.program:
-            seconds[line.part] = seconds.get(line.part, 0.0) + self.line_seconds(line, line.cost(batch))
+        for line, count in self._sorts:
+            one = self.line_seconds(line, line.cost(batch), batch)
+            seconds[line.part] = seconds.get(line.part, 0.0) + count * one
         return seconds
 
     def step_seconds(self, batch: BatchShape) -> Any:
-        """One step: lines, plus a barrier each, plus the host's share between two native calls."""
-        overhead = len(self.program.lines) * self.machine.barrier_s + self.machine.host_s
-        return sum(self.by_part(batch).values()) + overhead
+        """One step: lines, plus the host's share between two native calls."""
+        return sum(self.by_part(batch).values()) + self.machine.host_s
+
+    def _product_seconds(self, line: Line, cost: Cost, batch: BatchShape) -> Any:
+        """By weight: a line's matrices may be stored differently. Experts: rows shared evenly by those that run."""
+        rows, share = line.output.count(batch), np.asarray(1.0)
+        if line.op.kind == "experts":
+            experts, chosen = line.attributes["routing"].experts, line.attributes["routing"].chosen
+            ran = np.maximum(distinct(batch, experts, chosen), 1e-9)
+            rows, share = chosen * rows / ran, ran / experts
+        total = 0.0
+        for nbytes, elements, rate in self._products[line.index]:
+            total = total + rate.weight_seconds(share * nbytes, share * elements, rows, self._bandwidth)
+        return total
+
+    def _roofline_seconds(self, line: Line, cost: Cost) -> Any:
+        """The slower of arithmetic at its attainable peak and bytes at the attainable bandwidth.
+
+        Activations stay in the caches between lines, so only stored bytes (weights, KV) count against memory.
+        """
+        kind = self._kinds[line.index]
+        peak = self.machine.attainable(line.op.kind, kind) * self._typical(line, kind)
+        bandwidth = self._bandwidth * self.machine.efficiency.get(f"{line.op.kind} {kind} bytes", 1.0)
+        return np.maximum(cost.flops / peak, (cost.weight_bytes + cost.kv_bytes) / bandwidth)
+
+    def _typical(self, line: Line, kind: str) -> float:
+        """Of a product on our kernels that were not calibrated; other machines, and others' rates, are as they are."""
+        if line.op.kind not in PRODUCTS or self.machine.source != "native" or self.machine.efficiency:
+            return 1.0
+        return TYPICAL[self._activations.partition(":")[0] if kind == "int8" else kind]
+
+    def _rates_of(self, line: Line) -> list[tuple[int, int, LineRate]]:
+        """(bytes, elements, rate) of each of a product's matrices; empty when one has no rate."""
+        found = []
+        for weight in product_weights(line):
+            elements = weight.rows * weight.columns
+            rate = product_rate(
+                self.machine.rates, weight.format.name, 8 * weight.nbytes / elements, reads_integers(weight.format),
+                self._activations,
+            )  # fmt: skip
+            if rate is None:
+                return []
+            found.append((weight.nbytes, elements, rate))
+        return found
+
+
+def _row_bytes(line: Line) -> float:
+    """Activation bytes of one row."""
+    return float(line.cost(BatchShape.of([(0, 1)], 1, _reaches(line))).activation_bytes)
+
+
+def _reaches(line: Line) -> tuple[Any, ...]:
+    reach = line.attributes.get("reach")
+    return () if reach is None or reach.is_everything else (reach,)
 
 
 def step_seconds(program: Program, batch: BatchShape, machine: Machine) -> Any:

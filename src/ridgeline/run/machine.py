@@ -25,6 +25,7 @@ from ridgeline.kit.version import __version__
 from .levels import CacheLevel, cache_levels, level_name, sets_of
 from .noise import CpuWatch
 from .probe import Probe, Watch, best_probe, device_copies, instruction_sets, native_version
+from .rates import LineRate
 
 # Working sets. The largest is several times the last-level cache of most machines (larger caches: MEMORY_SETS times
 # theirs); the middle one is a small model's weights; the small one fits the cache of most servers.
@@ -88,6 +89,7 @@ class Machine(msgspec.Struct, frozen=True):
     host_s: float = 0.0  # between two native calls; measured by calibration, 0: not measured
     # Share of its peak that a kernel reached here, by "<operator kind> <number kind>"; empty until calibrated.
     efficiency: dict[str, float] = {}
+    rates: dict[str, LineRate] = {}  # of our kernels by number of rows (rates.py); empty until calibrated
     caches: tuple[CacheLevel, ...] = ()
     copies: tuple[CopyRate, ...] = ()
     flops_per_s_one_thread: dict[str, float] = {}  # only a full measurement has them
