@@ -14,11 +14,10 @@ import numpy.typing as npt
 from ridgeline.ops.batch import BatchShape, count_pairs
 from ridgeline.ops.op import TOKENS
 from ridgeline.ops.program import Program
-from ridgeline.run.count import weight_bytes
+from ridgeline.run.count import alike, weight_bytes
 from ridgeline.run.estimate import compute_kind
 from ridgeline.run.machine import Machine
 
-from .attribution import alike
 from .roofline import roof_seconds
 
 RULE = "share: v1"
