@@ -21,14 +21,16 @@ import msgspec
 from ridgeline.engine.client import Deliver, EngineClient, Stream
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import RidgelineError, UserError
+from ridgeline.kit.version import __version__
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import describe, record
 from ridgeline.models.pull import TABLE, Progress, pull
 from ridgeline.ops.program import Program
 from ridgeline.perf.account import StepTable
 from ridgeline.perf.intervals import ClientNote, ClientNotes
-from ridgeline.perf.ledger import RequestLedger, RunLedger, make_ledger
+from ridgeline.perf.ledger import RequestLedger, RunLedger
 from ridgeline.perf.meters import Watch, open_meter
+from ridgeline.perf.recording import Recording
 from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
@@ -252,9 +254,16 @@ class LLM:
     def ledger(self, *, reset: bool = False, machine: Machine | None = None) -> RunLedger:
         """Of every request that has ended since the start (or the last reset): where its wall time went, interval by
         interval, and what it caused of the steps (A2, A12). machine: by whose ceilings attention is shared."""
+        return self.recording(reset=reset, machine=machine).ledger
+
+    def recording(self, *, reset: bool = False, machine: Machine | None = None) -> Recording:
+        """All that is known of the run since the start (or the last reset), to make a ledger, a trace or rows of."""
         table = self._client.account(StepTable, reset=reset)
-        return make_ledger(
-            table, self._notes.by_request, self.program, machine or load_or_measure(self.facts.threads)
+        power = () if self.watch is None else self.watch.power()
+        about = {"model": self.config.model, "threads": self.facts.threads, "version": __version__}
+        return Recording(
+            table, dict(self._notes.by_request), self.program, machine or load_or_measure(self.facts.threads), power,
+            self.facts.block_tokens, about,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -47,6 +47,8 @@ def test_json_is_the_last_line_and_holds_the_account(ridgeline, tiny):
         (["run", "{tiny}", "hi", "--context", "100000"], "1024"),
         (["run", "{tiny}", "hi", "--kv-bytes", "lots"], "not a size"),
         (["run", "{tiny}", "hi", "--max-tokens", "0"], "max_tokens"),
+        (["run", "{tiny}", "hi", "--trace-out", "/nowhere/t.json"], "no folder"),
+        (["run", "{tiny}", "hi", "--ledger-out", "ledger.csv"], "ends with none"),
         (["run", "{tiny}"], "empty"),
     ],
 )
@@ -117,3 +119,35 @@ def test_a_chat_ends_cleanly_at_the_prompt(llm, capsys, end, code):
 
     assert chat(asked(), InterruptedLLM(llm, []), Screen(json=False), stop) == code
     assert "measured roof" in capsys.readouterr().err
+
+
+def test_one_request_can_be_told_interval_by_interval_and_kept(ridgeline, tiny, tmp_path):
+    trace, rows = tmp_path / "trace.json", tmp_path / "ledger.jsonl"
+    options = ("--account", "--trace-out", str(trace), "--ledger-out", str(rows), *SMALL)
+    document = ridgeline.document("run", tiny, "hello", *options)
+    (one,) = document["ledger"]["requests"]
+    assert sum(one["wall_ns"].values()) == one["e2e_ns"] and {"render", "tokenize", "prefill"} <= set(one["wall_ns"])
+    assert one["prompt_tokens"] == one["cached_tokens"] + one["computed_tokens"]
+    assert sum(one["cost_ns"].values()) == document["ledger"]["step_ns"]  # it was alone
+    assert json.loads(trace.read_text())["otherData"]["model"] == tiny
+    head = json.loads(rows.read_text().splitlines()[0])
+    assert head["run"]["requests"][0]["wall_ns"] == one["wall_ns"]
+    stdout, _ = ridgeline("run", tiny, "hello", "--account", *SMALL)
+    assert "Where its time went" in stdout and "residual" in stdout and "share: v1" in stdout
+
+
+def test_an_account_comes_with_the_answer_when_it_is_asked_for(tiny):
+    with LLM(tiny, kv_bytes=1 << 22) as llm:
+        plain, told = (llm.generate(["hello", "you"], max_tokens=4, account=asked) for asked in (False, True))
+        assert all(one.account is None for one in plain)
+        for one in told:
+            assert one.account is not None and one.account.output_tokens == len(one.tokens)
+            assert one.account.residual_ns <= 0.02 * one.account.e2e_ns
+        assert told[0].account.request_id != told[1].account.request_id
+        ended = llm.generate("hello", max_tokens=200, stop=plain[0].text[:1] or "x", account=True)[0].account
+        assert ended is not None and sum(ended.wall_ns.values()) == ended.e2e_ns
+        for piece in llm.stream("hello", max_tokens=3):
+            assert piece.text is not None
+        ledger = llm.ledger(reset=True)
+        assert len(ledger.requests) == 6 and ledger.partial == 0
+        assert llm.ledger().requests == ()

@@ -39,6 +39,17 @@ def test_bench_measures_each_request(ridgeline, tiny, workload):
     assert document["account"]["finished"] == {"length": 2}  # the warm-up is not in it
 
 
+def test_bench_keeps_its_run(ridgeline, tiny, workload, tmp_path):
+    rows = tmp_path / "ledger.jsonl"
+    document = ridgeline.document("bench", tiny, "--workload", workload, *KV, "--ledger-out", str(rows))
+    head, *lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(head["run"]["requests"]) == 2  # the warm-up is not in it
+    for one, asked in zip(head["run"]["requests"], document["requests"], strict=True):
+        assert sum(one["wall_ns"].values()) == one["e2e_ns"] and one["output_tokens"] == len(asked["ids"])
+        assert one["wall_ns"].get("residual", 0) <= 0.02 * one["e2e_ns"]
+    assert {line["kind"] for line in lines} == {"wall", "cost", "step"}
+
+
 def test_bench_says_so_when_a_request_cannot_be_served(ridgeline, tiny, tmp_path):
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"prompt_ids": [5] * 2000, "output_tokens": 4}))
@@ -54,6 +65,7 @@ def test_bench_says_so_when_a_request_cannot_be_served(ridgeline, tiny, tmp_path
         (["--workload", "nowhere.jsonl"], "cannot read the workload"),
         (["--workload", "W1", "--repeats", "0"], "--repeats is 0"),
         (["--workload", "W1", "--plot", "x.svg"], "--ladder"),
+        (["--ladder", "--trace-out", "x.json"], "leave --ladder out"),
         (["--ladder", "--plot", "/nowhere/x.svg"], "no folder"),
     ],
 )

@@ -10,6 +10,7 @@ import typer
 
 from ridgeline.kit.errors import UserError
 
+from .keepsakes import Keepsakes, LedgerOut, TraceOut
 from .options import (
     Activations,
     Body,
@@ -61,6 +62,8 @@ def command(
     isa: Isa = None,
     activations: Activations = "int16",
     body: Body = "cpp",
+    trace_out: TraceOut = None,
+    ledger_out: LedgerOut = None,
     json: Json = False,
 ) -> None:
     """Measure a workload: greedy, ignoring end-of-sequence, each request's latency from its intended arrival.
@@ -71,6 +74,7 @@ def command(
     Examples:
       ridgeline bench smollm2-135m --workload W3
       ridgeline bench smollm2-135m --workload requests.jsonl --json
+      ridgeline bench smollm2-135m --workload W3 --trace-out trace.json --ledger-out ledger.jsonl
       ridgeline bench qwen2.5-coder-1.5b --workload code.jsonl --spec draft:qwen2.5-coder-0.5b,k=4
       ridgeline bench smollm2-135m --ladder --plot ladder.svg
     """
@@ -79,7 +83,10 @@ def command(
         activations=activations,
         keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
+    keepsakes = Keepsakes(trace_out, ledger_out)
     if is_ladder:
+        if keepsakes != Keepsakes():
+            raise UserError("--trace-out and --ledger-out keep one workload's run; leave --ladder out.")
         from .climb import climb  # noqa: PLC0415  heavy; --help must start in 0.3 s
 
         climb(model, options, workload=workload, repeats=3 if repeats is None else repeats, plot=plot, json=json)
@@ -89,4 +96,5 @@ def command(
     from .benchmark import measure_workload  # noqa: PLC0415  likewise
 
     options |= {"max_sequences": max_sequences, "step_tokens": step_tokens}
-    measure_workload(model, workload, options, repeats=1 if repeats is None else repeats, json=json)
+    runs = 1 if repeats is None else repeats
+    measure_workload(model, workload, options, repeats=runs, json=json, keepsakes=keepsakes)

@@ -17,18 +17,22 @@ from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.run.noise import CpuWatch
 
 from .conversation import account_of
+from .keepsakes import Keepsakes
 from .screen import Screen
 
 WARM = tuple(Job(tuple(range(first, first + 32)), 4) for first in (100, 140))  # take the cold start out; nothing shared
 BUSY = 0.1  # share of the machine others may use before the result is marked
 
 
-def measure_workload(model: str, workload: str | None, options: dict[str, Any], *, repeats: int, json: bool) -> None:
+def measure_workload(
+    model: str, workload: str | None, options: dict[str, Any], *, repeats: int, json: bool, keepsakes: Keepsakes
+) -> None:
     """Run it `repeats` times (other token ids each time for named ones) and print the median run."""
     screen = Screen(json)
     if workload is None:
         raise UserError(f"no workload was named: give --workload FILE, or one of {', '.join(NAMES[:-1])}; or --ladder.")
     check_repeats(repeats)
+    keepsakes.check()
     with screen.fetching(model) as progress:
         llm = LLM(model, progress=progress, **options)
     with closing(llm):
@@ -47,6 +51,7 @@ def measure_workload(model: str, workload: str | None, options: dict[str, Any], 
         screen.say(f"first request of the fresh process: {seconds(cold)}; one more like it: {seconds(warm)} (left out)")
         for line in account_lines(account, is_random=llm.facts.is_random):
             screen.say(line)
+        keepsakes.write(llm, screen)
         screen.finish(
             "bench", model=model, workload=workload, options=options, facts=llm.facts, requests=middle.requests,
             summary=middle.summary, repeats=[run.summary for run in runs], account=account,

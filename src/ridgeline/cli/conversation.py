@@ -10,13 +10,17 @@ from typing import Any
 
 from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM, Piece
+from ridgeline.perf.ledger import RunLedger
+from ridgeline.perf.shares import RULE
 from ridgeline.perf.summary import AccountSummary
 from ridgeline.report.account_lines import account_lines
+from ridgeline.report.ledger_view import cost_rows, token_line, wall_rows
 from ridgeline.report.units import digits
 from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.state.event import Scored
 from ridgeline.state.request import Sampling
 
+from .keepsakes import Keepsakes
 from .screen import Screen
 
 INTERRUPTED = 130
@@ -35,6 +39,8 @@ class Asked:
     stop: tuple[str, ...]
     sampling: Sampling
     options: dict[str, Any]
+    account: bool = False
+    keepsakes: Keepsakes = field(default_factory=Keepsakes)
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Answer:
 def converse(asked: Asked, *, json: bool, screen: Screen | None = None) -> int:
     """Run to the end; returns the exit code."""
     screen = screen or Screen(json)
+    asked.keepsakes.check()
     prompt = asked.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
@@ -163,7 +170,20 @@ def _end(asked: Asked, llm: LLM, screen: Screen, **fields: Any) -> None:
         sys.stdout.flush()
     for line in account_lines(account, is_random=llm.facts.is_random):
         screen.aside(line)
+    if asked.account:
+        fields["ledger"] = _show_ledger(llm, screen)
+    asked.keepsakes.write(llm, screen)
     screen.finish("run", model=asked.model, **fields, account=account, facts=llm.facts)
+
+
+def _show_ledger(llm: LLM, screen: Screen) -> RunLedger:
+    """The last request, interval by interval; returns the ledger of all."""
+    ledger = llm.ledger()
+    for one in ledger.requests[-1:]:
+        screen.table(("interval", "time", "share", ""), wall_rows(one), "Where its time went")
+        screen.table(("phase", "caused", "share", "most of it"), cost_rows(one), f"What it caused ({RULE})")
+        screen.say(token_line(one))
+    return ledger
 
 
 def _show_scored(answer: Answer, llm: LLM, screen: Screen) -> None:

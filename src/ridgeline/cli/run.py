@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .keepsakes import Keepsakes, LedgerOut, TraceOut
 from .options import (
     Activations,
     Body,
@@ -60,6 +61,9 @@ def command(
     isa: Isa = None,
     activations: Activations = "int16",
     body: Body = "cpp",
+    account: Annotated[bool, typer.Option("--account", help="Show where this request's time went.")] = False,
+    trace_out: TraceOut = None,
+    ledger_out: LedgerOut = None,
     json: Json = False,
 ) -> None:
     """Run a model: one answer to PROMPT (or to stdin), or a chat when there is none.
@@ -73,6 +77,7 @@ def command(
       ridgeline run smollm2-135m --temperature 0.8 --seed 7 "Tell me a story."
       echo "def fibonacci(n):" | ridgeline run smollm2-135m --raw --max-tokens 64
       ridgeline run smollm2-135m --kv int8 --keep sinks:4+window:512 --spec ngram:k=4
+      ridgeline run smollm2-135m --account --trace-out trace.json "Why is the sky blue?"
       ridgeline run smollm2-135m
     """
     from ridgeline.state.request import Sampling  # noqa: PLC0415  heavy; --help must start in 0.3 s
@@ -88,5 +93,6 @@ def command(
         activations=activations,
         keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
-    asked = Asked(model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options)
+    keepsakes = Keepsakes(trace_out, ledger_out)
+    asked = Asked(model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options, account, keepsakes)
     raise typer.Exit(converse(asked, json=json))

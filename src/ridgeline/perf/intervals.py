@@ -121,16 +121,27 @@ def engine_segments(steps: Steps, one: Ended, arrival_ns: int, end_ns: int) -> S
     bounds = np.clip(np.maximum.accumulate(bounds), arrival_ns, end_ns)
     both = np.empty(len(bounds) - 1, np.int64)
     both[0::2], both[1::2] = gaps, names
-    segments: Segments = []
+    found: Segments = []
     restored = {int(row[0]) - low for row in steps.of_sequence(steps.restored, one.sequence)}
     for place in np.flatnonzero(np.diff(bounds)).tolist():
         begin, end, name = int(bounds[place]), int(bounds[place + 1]), INTERVALS[both[place]]
         step = place // 2
         if place % 2 and step in restored:
             until = min(end, begin + int(steps.transfer_ns[low + step]))
-            segments.append((RESTORE, begin, until))
+            found.append((RESTORE, begin, until))
             begin = until
-        segments.append((name, begin, end))
+        found.append((name, begin, end))
+    return _merged(found)
+
+
+def _merged(found: Segments) -> Segments:
+    """Neighbours of one name as one, empty ones left out."""
+    segments: Segments = []
+    for name, begin, end in found:
+        if segments and segments[-1][0] == name:
+            segments[-1] = (name, segments[-1][1], end)
+        elif end > begin:
+            segments.append((name, begin, end))
     return segments
 
 

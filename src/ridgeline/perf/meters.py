@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ POWERCAP = Path("/sys/class/powercap")
 PERIOD_S = 0.2  # between readings; far below any counter's wrap
 WINDOWS = 20  # sensor windows below which an interval is an estimate, not a measurement
 DRIFT = 0.03  # between idle before and after; above it the run is void
+POINTS = 1 << 14  # readings kept: an hour
 STILL_S = 2.0  # an energy counter that does not move for so long is broken
 MOST_W = 5000.0  # of one meter; a delta above it is a jump
 
@@ -185,6 +187,7 @@ class Watch:
             self._first: tuple[float, float] | None = None  # s, J
             self._last: tuple[float, float] | None = None
             self._moved: tuple[float, float] | None = None  # when the counter last changed
+            self._power: deque[tuple[float, float]] = deque(maxlen=POINTS)
             self._read_locked()
 
     def read(self) -> None:
@@ -206,6 +209,11 @@ class Watch:
                 self._meter.source, self._meter.scope, seconds, joules, self._meter.window_s, self._peak_w or None,
                 self._idle_w, void,
             )  # fmt: skip
+
+    def power(self) -> tuple[tuple[float, float], ...]:
+        """(clock, W) of every reading since the restart that says something, the last POINTS of them."""
+        with self._lock:
+            return tuple(self._power)
 
     def idle(self, seconds: float, wait: Callable[[float], object] = time.sleep) -> float:
         """Measure idle power, engine loaded and waiting; the second call judges the drift. Returns W.
@@ -254,6 +262,7 @@ class Watch:
             self._void = self._void or f"the meter jumped by {step_j:.3g} J in {step_s:.3g} s"
         elif step_j > 0 and step_s >= self._meter.window_s:
             self._peak_w = max(self._peak_w, step_j / step_s)
+            self._power.append((now, step_j / step_s))
         if joules != self._moved[1]:
             self._moved = (now, joules)
         elif now - self._moved[0] > STILL_S:
