@@ -15,7 +15,7 @@ from ridgeline.ops.kv import Reach
 from ridgeline.perf.account import NOTED, Account
 from ridgeline.perf.attribution import Attribution
 from ridgeline.perf.phases import DECODE, PHASES, PREFILL, RECOMPUTE
-from ridgeline.perf.roofline import COMPUTE, HOST, WEIGHT_BANDWIDTH
+from ridgeline.perf.roofline import COMPUTE, HOST, KV_BANDWIDTH, WEIGHT_BANDWIDTH
 from ridgeline.perf.summary import summarise
 from ridgeline.run.count import total
 from ridgeline.state.plan import Entry, LogitRow, StepPlan, StepResult
@@ -168,6 +168,29 @@ def test_phases_sum_to_the_run_whatever_the_schedule(steps):
     assert sum(part.seconds for part in result.parts) == pytest.approx(result.operators_s)
     assert sum(sum(part.by_phase_s.values()) for part in result.parts) == pytest.approx(result.operators_s)
     assert sum(phase.tokens for phase in result.phases) == sum(shape.tokens for shape in shapes)
+    assert sum(point.seconds for point in result.points) == pytest.approx(result.operators_s)
+    assert sum(point.flops for point in result.points) == pytest.approx(sum(part.flops for part in result.parts))
+    for point in result.points:
+        if point.share is not None:
+            assert point.achieved_flops_per_s == pytest.approx(point.share * (point.ceiling_flops_per_s or 0.0))
+            assert (point.gap_s or 0.0) == pytest.approx(point.seconds * (1 - point.share))
+
+
+def test_every_operator_stands_under_its_own_roof():
+    program = record()
+    story = Story(len(program.lines))
+    for position in range(4):
+        story.step(entry(1, position, 1, True), line_ns=10**6)
+    result = summarise(story.account.table(), program, round_machine(bytes_per_s=1e6, flops_per_s=1e8))
+    points = {point.name: point for point in result.points if point.phase == "decode"}
+    out = points["out"]  # 8 x 8 in f32, two layers, three steps of one token
+    assert (out.flops, out.stored_bytes, out.seconds) == (2 * 64 * 6, 4 * 64 * 6, pytest.approx(6e-3))
+    assert (out.intensity, out.ceiling_flops_per_s) == (0.5, pytest.approx(0.5e6))
+    assert out.share == pytest.approx(0.256) and out.gap_s == pytest.approx(6e-3 * 0.744)
+    assert out.roof == WEIGHT_BANDWIDTH and out.kind == "f32"
+    assert points["attend"].roof == KV_BANDWIDTH
+    assert points["attend_norm"].intensity is None and points["embed"].share is None  # they live in the caches
+    assert result.points[0].seconds == max(point.seconds for point in result.points)
 
 
 def test_weights_of_a_mixed_step_are_read_once_and_shared():

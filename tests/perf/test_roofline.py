@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from ridgeline.kit.cost import Cost
-from ridgeline.perf.roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH, intensity, roof_name, roofline
+from ridgeline.perf.roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH, ceilings, intensity, roof_name, roofline
+from ridgeline.run.levels import CacheLevel
+from ridgeline.run.machine import ReadRate
 
 from .conftest import round_machine
 
@@ -37,3 +40,18 @@ def test_the_binding_roof(cost, name):
 def test_intensity_counts_stored_bytes_only():
     assert intensity(Cost(flops=100, weight_bytes=20, kv_bytes=5, activation_bytes=1000)) == 4
     assert intensity(Cost(flops=100, activation_bytes=1000)) is None
+
+
+def test_the_roofs_of_a_run_are_its_own_and_others_are_drawn_to_compare():
+    machine = msgspec.structs.replace(
+        round_machine(), caches=(CacheLevel("L2", 1 << 20, 1), CacheLevel("L3", 1 << 24, 2)),
+        reads=(ReadRate(2, 1 << 19, 9e6, 9e6, "L2"), ReadRate(2, 1 << 23, 3e6, 3e6, "L3"),
+               ReadRate(1, 1 << 23, 2e6, 2e6, "L3"), ReadRate(2, 1 << 28, 1e6, 1e6, "memory")),
+    )  # fmt: skip
+    large = ceilings(machine, 1 << 28, ["f32"])
+    over = {ceiling.name: ceiling.per_s for ceiling in large if ceiling.is_over}
+    assert over == {"memory read": 1e6, "f32 arithmetic": 1e8}
+    assert {c.name for c in large if not c.is_over} == {"int8 arithmetic", "L2 read", "L3 read"}
+    small = ceilings(machine, 1 << 23, ["f32", "int8"])
+    assert [c.name for c in small if c.is_over and c.is_slope] == ["L3 read"]
+    assert [c.name for c in small if not c.is_over] == ["L2 read"]

@@ -23,6 +23,7 @@ from .options import (
     Kv,
     KvBytes,
     Model,
+    Picture,
     Policy,
     Prefix,
     Spec,
@@ -43,6 +44,7 @@ def command(
         bool, typer.Option("--ladder", help="From naive to engine, rung by rung, measured and predicted.")
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the ladder into this SVG file.", metavar="FILE")] = None,
+    roofline: Picture = None,
     repeats: Annotated[
         int | None, typer.Option(help="Runs, interleaved over rungs; medians are shown.  [default: 1, ladder 3]")
     ] = None,
@@ -76,6 +78,7 @@ def command(
       ridgeline bench smollm2-135m --workload requests.jsonl --json
       ridgeline bench smollm2-135m --workload W3 --trace-out trace.json --ledger-out ledger.jsonl
       ridgeline bench qwen2.5-coder-1.5b --workload code.jsonl --spec draft:qwen2.5-coder-0.5b,k=4
+      ridgeline bench smollm2-135m --workload W1 --roofline roofline.html
       ridgeline bench smollm2-135m --ladder --plot ladder.svg
     """
     options = engine_options(
@@ -84,6 +87,8 @@ def command(
         keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     keepsakes = Keepsakes(trace_out, ledger_out)
+    if is_ladder and roofline is not None:
+        raise UserError("--roofline draws one workload's operators; leave --ladder out.")
     if is_ladder:
         if keepsakes != Keepsakes():
             raise UserError("--trace-out and --ledger-out keep one workload's run; leave --ladder out.")
@@ -97,4 +102,4 @@ def command(
 
     options |= {"max_sequences": max_sequences, "step_tokens": step_tokens}
     runs = 1 if repeats is None else repeats
-    measure_workload(model, workload, options, repeats=runs, json=json, keepsakes=keepsakes)
+    measure_workload(model, workload, options, repeats=runs, json=json, keepsakes=keepsakes, roofline=roofline)

@@ -1,4 +1,5 @@
 """What `ridgeline bench` does with one workload."""
+# size: measure_workload takes what a person asked for, by name
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from ridgeline.llm import LLM
 from ridgeline.perf.replay import Replay, Spread, replay
 from ridgeline.perf.workload import NAMES, Job, named_workload, read_workload
 from ridgeline.report.account_lines import account_lines
+from ridgeline.report.roofline_page import check_file
 from ridgeline.report.units import digits, percent, seconds
 from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.run.noise import CpuWatch
 
 from .conversation import account_of
 from .keepsakes import Keepsakes
+from .roofline import show_roofline
 from .screen import Screen
 
 WARM = tuple(Job(tuple(range(first, first + 32)), 4) for first in (100, 140))  # take the cold start out; nothing shared
@@ -25,9 +28,12 @@ BUSY = 0.1  # share of the machine others may use before the result is marked
 
 
 def measure_workload(
-    model: str, workload: str | None, options: dict[str, Any], *, repeats: int, json: bool, keepsakes: Keepsakes
-) -> None:
+    model: str, workload: str | None, options: dict[str, Any], *, repeats: int, json: bool, keepsakes: Keepsakes,
+    roofline: Path | None = None,
+) -> None:  # fmt: skip
     """Run it `repeats` times (other token ids each time for named ones) and print the median run."""
+    if roofline is not None:
+        check_file(roofline)
     screen = Screen(json)
     if workload is None:
         raise UserError(f"no workload was named: give --workload FILE, or one of {', '.join(NAMES[:-1])}; or --ladder.")
@@ -52,6 +58,8 @@ def measure_workload(
         for line in account_lines(account, is_random=llm.facts.is_random):
             screen.say(line)
         keepsakes.write(llm, screen)
+        if roofline is not None:
+            show_roofline(screen, llm, account, f"{Path(model).name}, {Path(workload).name}", roofline, foreign)
         screen.finish(
             "bench", model=model, workload=workload, options=options, facts=llm.facts, requests=middle.requests,
             summary=middle.summary, repeats=[run.summary for run in runs], account=account,

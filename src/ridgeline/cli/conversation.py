@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ridgeline.kit.errors import UserError
@@ -15,12 +16,14 @@ from ridgeline.perf.shares import RULE
 from ridgeline.perf.summary import AccountSummary
 from ridgeline.report.account_lines import account_lines
 from ridgeline.report.ledger_view import cost_rows, token_line, wall_rows
+from ridgeline.report.roofline_page import check_file
 from ridgeline.report.units import digits
 from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.state.event import Scored
 from ridgeline.state.request import Sampling
 
 from .keepsakes import Keepsakes
+from .roofline import show_roofline
 from .screen import Screen
 
 INTERRUPTED = 130
@@ -41,6 +44,7 @@ class Asked:
     options: dict[str, Any]
     account: bool = False
     keepsakes: Keepsakes = field(default_factory=Keepsakes)
+    roofline: Path | None = None
 
 
 @dataclass
@@ -57,6 +61,8 @@ def converse(asked: Asked, *, json: bool, screen: Screen | None = None) -> int:
     """Run to the end; returns the exit code."""
     screen = screen or Screen(json)
     asked.keepsakes.check()
+    if asked.roofline is not None:
+        check_file(asked.roofline)
     prompt = asked.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
@@ -173,6 +179,8 @@ def _end(asked: Asked, llm: LLM, screen: Screen, **fields: Any) -> None:
     if asked.account:
         fields["ledger"] = _show_ledger(llm, screen)
     asked.keepsakes.write(llm, screen)
+    if asked.roofline is not None:
+        show_roofline(screen, llm, account, f"{asked.model}, one conversation", asked.roofline)
     screen.finish("run", model=asked.model, **fields, account=account, facts=llm.facts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
@@ -66,6 +67,12 @@ Activations = Annotated[
     str,
     typer.Option(
         help="What integer linears read: int16 (15 bits), auto (8 bits, 15 where outliers are; faster prompts), int8."
+    ),
+]
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        "--roofline", help="Show operators beside their ceilings, and draw them: .html, .svg or .png.", metavar="FILE"
     ),
 ]
 Body = Annotated[str, typer.Option(help="cpp (our kernels), or torch (the reference, slow).")]

@@ -20,6 +20,7 @@ from .options import (
     Kv,
     KvBytes,
     Model,
+    Picture,
     Policy,
     Prefix,
     Spec,
@@ -64,6 +65,7 @@ def command(
     account: Annotated[bool, typer.Option("--account", help="Show where this request's time went.")] = False,
     trace_out: TraceOut = None,
     ledger_out: LedgerOut = None,
+    roofline: Picture = None,
     json: Json = False,
 ) -> None:
     """Run a model: one answer to PROMPT (or to stdin), or a chat when there is none.
@@ -78,6 +80,7 @@ def command(
       echo "def fibonacci(n):" | ridgeline run smollm2-135m --raw --max-tokens 64
       ridgeline run smollm2-135m --kv int8 --keep sinks:4+window:512 --spec ngram:k=4
       ridgeline run smollm2-135m --account --trace-out trace.json "Why is the sky blue?"
+      ridgeline run smollm2-135m --roofline roofline.html "Why is the sky blue?"
       ridgeline run smollm2-135m
     """
     from ridgeline.state.request import Sampling  # noqa: PLC0415  heavy; --help must start in 0.3 s
@@ -94,5 +97,7 @@ def command(
         keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
     )  # fmt: skip
     keepsakes = Keepsakes(trace_out, ledger_out)
-    asked = Asked(model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options, account, keepsakes)
+    asked = Asked(
+        model, prompt, system, raw, max_tokens, tuple(stop or ()), sampling, options, account, keepsakes, roofline
+    )
     raise typer.Exit(converse(asked, json=json))

@@ -17,7 +17,7 @@ from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.op import TOKENS, Line
 from ridgeline.ops.program import Program
 from ridgeline.run.count import alike, weight_bytes
-from ridgeline.run.estimate import compute_kind
+from ridgeline.run.estimate import compute_kind, product_weights
 from ridgeline.run.machine import Machine
 
 from .account import StepTable
@@ -40,10 +40,17 @@ class PhaseWork:
 
 @dataclass(slots=True)
 class PartWork:
-    """One operator over all layers and steps. measured_s, moved_bytes (weights, KV), flops by kind: [PHASES]."""
+    """One operator over all layers and steps. measured_s, moved_bytes (weights, KV), flops by kind: [PHASES].
+
+    by_phase, phase_roof_s: cost and roofline seconds [PHASES]. is_stored: it reads products' weights or KV, so that
+    memory is one of its ceilings; other operators live in the caches.
+    """
 
     cost: Cost = field(default_factory=Cost)
     roof_s: float = 0.0
+    by_phase: list[Cost] = field(default_factory=lambda: [Cost()] * len(PHASES))
+    phase_roof_s: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
+    is_stored: bool = False
     measured_s: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
     moved_bytes: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
     flops: dict[str, Doubles] = field(default_factory=dict)
@@ -84,6 +91,9 @@ class Attribution:
             phase.roof_s += np.bincount(binding, roof_s * share, minlength=len(ROOFS))
             flops[at] += own.flops
             part.moved_bytes[at] += own.weight_bytes + own.kv_bytes
+            part.by_phase[at] = part.by_phase[at] + own
+            part.phase_roof_s[at] += float((roof_s * share).sum())
+            part.is_stored |= bool(product_weights(line)) or own.kv_bytes > 0
         part.cost = part.cost + self._summed(cost, count)
         part.roof_s += float(roof_s.sum())
         part.measured_s += self._measured(measured_s, roof_s * shares)

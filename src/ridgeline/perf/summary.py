@@ -21,7 +21,7 @@ from .attribution import ROOFS, Attribution, Doubles, PartWork, PhaseWork
 from .energy import EnergySummary, Run, Work, energy
 from .meters import Interval
 from .phases import PHASES
-from .roofline import HOST
+from .roofline import HOST, OperatorPoint, roof_name, stored_bytes
 
 
 class PhaseSummary(msgspec.Struct, frozen=True):
@@ -107,6 +107,8 @@ class AccountSummary(msgspec.Struct, frozen=True):
     memory: dict[str, Any] = {}  # state.ports.SequenceMemory.report
     share_rule: str = "share: v1"
     energy: EnergySummary | None = None  # None: nothing ran
+    points: tuple[OperatorPoint, ...] = ()  # every timed operator in every phase, the longest first
+    set_bytes: int = 0  # of the weights, which decide the read bandwidth that is the roof
 
     def phase(self, name: str) -> PhaseSummary | None:
         return next((phase for phase in self.phases if phase.name == name), None)
@@ -170,6 +172,8 @@ def summarise(
         transfers_s=table.transfer_ns * 1e-9,
         memory=table.memory,
         energy=energy(_run(table, work, phases, wall_s), machine, metered) if work.steps else None,
+        points=_points(work.parts, machine, weight_bytes(program)),
+        set_bytes=weight_bytes(program),
     )
 
 
@@ -225,6 +229,25 @@ def _phase(
         predicted_s=predicted_s,
         measured_per_predicted=seconds / predicted_s if predicted_s else 0.0,
     )
+
+
+def _points(parts: dict[str, PartWork], machine: Machine, set_bytes: int) -> tuple[OperatorPoint, ...]:
+    found = []
+    for name, work in parts.items():
+        kind = max(work.flops, key=lambda kind: float(work.flops[kind].sum()), default="f32")
+        for at, phase in enumerate(PHASES):
+            seconds, roof_s, cost = float(work.measured_s[at]), float(work.phase_roof_s[at]), work.by_phase[at]
+            if seconds <= 0:
+                continue
+            moved = float(stored_bytes(cost))
+            point = OperatorPoint(phase, name, kind, seconds, float(cost.flops), moved, float(cost.flops) / seconds)
+            if work.is_stored and moved and roof_s and cost.flops:
+                point = msgspec.structs.replace(
+                    point, intensity=float(cost.flops) / moved, ceiling_flops_per_s=float(cost.flops) / roof_s,
+                    roof=roof_name(cost, kind, machine, set_bytes), share=roof_s / seconds, gap_s=seconds - roof_s,
+                )  # fmt: skip
+            found.append(point)
+    return tuple(sorted(found, key=lambda point: -point.seconds))
 
 
 def _part(name: str, work: PartWork, busy_s: float) -> PartSummary:
