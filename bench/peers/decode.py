@@ -76,12 +76,14 @@ def write_random(name: str, folder: Path) -> Path:
 class Pair:
     """One model, in our engine and in a file for llama.cpp."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, activations: str) -> None:
         ours, _, file = name.partition("=")
         self.name = ours
         is_random = ours.startswith("random:") and not file
         self.file = write_random(ours.partition(":")[2], folder) if is_random else Path(file or ours)
-        self.llm = LLM(ours, weights="q4_0" if is_random else "native", max_sequences=1, context=1024)
+        self.llm = LLM(
+            ours, weights="q4_0" if is_random else "native", max_sequences=1, context=1024, activations=activations
+        )
         self.bytes = self.llm.facts.resident_weight_bytes
         self.ours: list[float] = []
         self.theirs: list[float] = []
@@ -114,12 +116,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--activations", default="int16", help="ours: int16, auto or int8")
     asked = parser.parse_args()
     binaries = Binaries(asked.llama)
     rows = []
     watch = CpuWatch()
     for name in asked.models:  # one model at a time: two large ones do not share the memory
-        pair = Pair(name, asked.scratch)
+        pair = Pair(name, asked.scratch, asked.activations)
         for _ in range(asked.repeats):
             pair.once(asked.tokens, binaries, asked.threads)
         pair.llm.close()
@@ -134,7 +137,17 @@ def main() -> None:
         ))  # fmt: skip
     share = watch.foreign_cpu_share()
     print(f"{asked.threads} threads; others used {(share or 0):.1%} of the machine meanwhile")
-    print(json.dumps({"bench": "peers/decode", "rows": rows, "foreign_cpu_share": share, "cpu": fingerprint().cpu}))
+    print(
+        json.dumps(
+            {
+                "bench": "peers/decode",
+                "rows": rows,
+                "activations": asked.activations,
+                "foreign_cpu_share": share,
+                "cpu": fingerprint().cpu,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

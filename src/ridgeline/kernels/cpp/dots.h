@@ -104,6 +104,24 @@ RL_INLINE void add_dots(const uint8_t* const (&nibbles)[T], const uint8_t* const
   }
 }
 
+// Both planes of few rows, unfolded once, in sums that do not wait for each other.
+template <int FORMAT, int R, int T, int FIRST, int LAST>
+RL_INLINE void add_both(const uint8_t* const (&nibbles)[T], const uint8_t* const (&high)[T], const uint8_t* q,
+                        const uint8_t* low, I (&total)[R][T], I (&rest)[R][T]) {
+#pragma GCC unroll 8
+  for (int j = FIRST; j < LAST; j++) {
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+      const I weights = quads<FORMAT>(nibbles[t], high[t], j);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) {
+        dot4(total[r][t], weights, q + r * RL_GROUP + j * 4);
+        dot4(rest[r][t], weights, low + r * RL_GROUP + j * 4);
+      }
+    }
+  }
+}
+
 #elif RL_LEVEL == 1
 
 RL_INLINE __m256i broadcast4(const uint8_t* q) {
@@ -209,8 +227,23 @@ RL_INLINE void add_sums(const uint8_t* const (&nibbles)[T], const uint8_t* const
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++)
       total[r][t] = BOTH ? splat_int(0) : splat_int(zero_of(FORMAT) ? begin[r] : START);
-  add_dots<FORMAT, R, T, FIRST, LAST>(nibbles, high, q, total);
-  if constexpr (BOTH) {
+  constexpr bool FEW = RL_LEVEL == 2 && BOTH && R * T <= 4;
+#if RL_LEVEL == 2
+  if constexpr (FEW) {
+    I rest[R][T];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++) rest[r][t] = splat_int(zero_of(FORMAT) ? begin[r] : 0);
+    add_both<FORMAT, R, T, FIRST, LAST>(nibbles, high, q, low, total, rest);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++) total[r][t] = (total[r][t] << 7) + rest[r][t];
+  }
+#endif
+  if constexpr (!FEW) add_dots<FORMAT, R, T, FIRST, LAST>(nibbles, high, q, total);
+  if constexpr (BOTH && !FEW) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
