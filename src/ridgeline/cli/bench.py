@@ -1,4 +1,4 @@
-"""ridgeline bench: a workload, measured; or the ladder from a naive loop to this engine."""
+"""ridgeline bench: a workload, measured; the ladder from a naive loop to this engine; or a study of a model."""
 # size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ def command(
     is_ladder: Annotated[
         bool, typer.Option("--ladder", help="From naive to engine, rung by rung, measured and predicted.")
     ] = False,
+    is_study: Annotated[
+        bool, typer.Option("--study", help="Characterise the model here: phases, operators, batch, energy; one page.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(help="Time the study may take in all; it measures what fits.")] = 8.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study.  [default: study-MODEL]", metavar="DIR")
+    ] = None,
+    parts: Annotated[
+        str,
+        typer.Option(help="Of the study: main (this model), rag (retrieval), sweeps (other models).", metavar="LIST"),
+    ] = "main,rag,sweeps",
     plot: Annotated[Path | None, typer.Option(help="Draw the ladder into this SVG file.", metavar="FILE")] = None,
     roofline: Picture = None,
     repeats: Annotated[
@@ -80,6 +91,7 @@ def command(
       ridgeline bench qwen2.5-coder-1.5b --workload code.jsonl --spec draft:qwen2.5-coder-0.5b,k=4
       ridgeline bench smollm2-135m --workload W1 --roofline roofline.html
       ridgeline bench smollm2-135m --ladder --plot ladder.svg
+      ridgeline bench smollm2-135m --study --minutes 8 --out study    (broken off? the same again goes on)
     """
     options = engine_options(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
@@ -89,6 +101,12 @@ def command(
     keepsakes = Keepsakes(trace_out, ledger_out)
     if is_ladder and roofline is not None:
         raise UserError("--roofline draws one workload's operators; leave --ladder out.")
+    if is_study:
+        from .study import study  # noqa: PLC0415  heavy; --help must start in 0.3 s
+
+        times = 5 if repeats is None else repeats
+        study(model, options, minutes=minutes, out=out, json=json, repeats=times, parts=tuple(parts.split(",")))
+        return
     if is_ladder:
         if keepsakes != Keepsakes():
             raise UserError("--trace-out and --ledger-out keep one workload's run; leave --ladder out.")
