@@ -6,14 +6,13 @@ import json
 
 from ridgeline.cli import study as verb
 from ridgeline.cli.study import CELLS, PAGE
-from ridgeline.perf.study.cells import Cell
 from ridgeline.perf.study.measure import Book
 
 
 def run(tiny, home, folder, monkeypatch, capsys, **asked):
     monkeypatch.setenv("RIDGELINE_HOME", str(home))
-    options = {"kv_bytes": 4 << 20, "context": 160, "max_sequences": 4}
-    verb.study(tiny, options, **{"minutes": 0.02, "out": folder, "json": True, "repeats": 1,
+    options = {"kv_bytes": 4 << 20, "context": 96, "max_sequences": 2}
+    verb.study(tiny, options, **{"minutes": 5.0, "out": folder, "json": True, "repeats": 1,
                                  "parts": ("main",)} | asked)  # fmt: skip
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
@@ -31,10 +30,10 @@ def test_a_tiny_study_measures_writes_its_page_and_resumes(tiny, home, tmp_path,
     # a broken-off study goes on: take the last records away, and only they are measured again
     lines = (folder / CELLS).read_bytes().splitlines(keepends=True)
     (folder / CELLS).write_bytes(b"".join(lines[:-2]))
-    run(tiny, home, folder, monkeypatch, capsys, minutes=0.04)
+    run(tiny, home, folder, monkeypatch, capsys)
     again = Book(folder / CELLS).records
-    assert [r.at for r in again][: len(book.records) - 2] == [r.at for r in book.records][:-2]
-    assert {r.cell for r in again} >= {r.cell for r in book.records} and isinstance(again[-1].cell, Cell)
+    assert [r.at for r in again][:-2] == [r.at for r in book.records][:-2]
+    assert [r.cell for r in again] == [r.cell for r in book.records]
 
 
 def test_what_cannot_be_studied_is_one_sentence(ridgeline, tiny, tmp_path):

@@ -13,7 +13,7 @@ from ridgeline.perf.study.cells import LENGTHS, MOE, RAG, VARIETY, Cell
 from ridgeline.perf.study.findings import NO, UNTESTABLE, YES, Finding, sizes
 from ridgeline.perf.study.fits import line, variation
 from ridgeline.perf.study.measure import Record
-from ridgeline.perf.study.points import ATTENTION, CORE, FFN, HEAD, NORMS, OTHER, Points
+from ridgeline.perf.study.points import ATTENTION, CORE, FFN, HEAD, NORMS, OTHER, Points, fixed_variation
 
 from .charts import STYLE, Axis, Line, line_chart, share_bars
 from .units import digits, joules, percent, scaled, seconds
@@ -213,16 +213,19 @@ def _batch(points: Points) -> tuple[str, str]:
 
 
 def _noise(points: Points) -> str:
-    repeated = [points.of(cell) for cell in points.cells("grid", batch=1) if len(points.of(cell)) > 1]
-    fixed = [variation([record.seconds("decode") for record in records]) for records in repeated]
+    fixed, runs = fixed_variation(points)
     natural = sorted(sum(r.seconds("decode") for r in points.of(cell)[:1]) for cell in points.cells(VARIETY))
     if not natural:
         return ""
     ranked = [(index + 1.0, 1e3 * value) for index, value in enumerate(natural)]
-    repeat = f" Repeats of one length vary by {percent(statistics.median(fixed))}." if fixed else ""
+    repeat = f" Repeats of one length vary by {percent(fixed)} (n = {runs})." if runs else ""
     chart = line_chart("Decode time of natural answers", Axis("answers, shortest first"), Axis("ms of decode"),
                        [Line("an answer", ranked)])  # fmt: skip
-    return _card("Answers that end by themselves", f"Decode time of {len(natural)} sampled answers.{repeat}", chart)
+    return _card(
+        "Answers that end by themselves",
+        f"Decode time of {len(natural)} sampled answers varies by {percent(variation(natural))}.{repeat}",
+        chart,
+    )
 
 
 def _energy(points: Points) -> str:

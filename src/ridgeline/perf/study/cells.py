@@ -25,6 +25,7 @@ UNCACHED = (64, 128, 256, 384, 512, 768, 1024)
 LONG = (2048, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32)
 VECTORS = (1_000, 10_000, 100_000, 1_000_000)
+WIDTH = 384  # of the embeddings that are searched (MiniLM's)
 NATURAL = 10  # answers of natural length
 TAIL = 8  # tokens decoded behind each prompt of the lengths: enough for operator times at that context
 OVERHEAD_S = 0.06  # of a cell besides its steps: two reads of the account, and the client

@@ -11,10 +11,10 @@ import math
 
 import msgspec
 
-from .cells import MOE, RAG, SIZES, THREADS, VARIETY, Cell
+from .cells import MOE, RAG, SIZES, THREADS, VARIETY, WIDTH, Cell
 from .fits import crossing, curve, curved_from, is_rising, line, plane, variation
 from .measure import Record
-from .points import ATTENTION, CORE, FFN, NORMS, ROUTING, Points
+from .points import ATTENTION, CORE, FFN, NORMS, ROUTING, Points, fixed_variation
 
 YES, NO, UNTESTABLE = "reproduced", "not reproduced", "not testable here"
 FITTED = 1024  # uncached tokens up to which prefill is fitted by a line (A11)
@@ -189,21 +189,24 @@ def predictability(points: Points) -> Verdict:
     missed = variation([seconds / fit.at(tokens) for tokens, seconds in series])
     natural = [sum(r.seconds("decode") for r in points.of(cell)[:1]) for cell in points.cells(VARIETY)]
     hits = len(points.prefill(FITTED, cached=True))
+    spreads, runs = fixed_variation(points)
     bend = f"The quadratic term passes 10 % from {start:.0f} tokens on." if start else "No curvature was found."
     figure = (
         f"Prefill = {1e3 * fit.a:.3g} ms + {1e6 * fit.b:.3g} µs a token up to {FITTED}, R² {fit.r2:.4f} over {fit.n} "
         f"points, {hits} of them with prefix hits. {bend}"
     )
+    note = _hit_words(points)
     if len(natural) < 5:
         return (
             _mark(fit.r2 >= LINEAR), figure,
-            "The second half (decode varies) needs answers of natural length; this model has no text to stop.",
+            f"The second half (decode varies) needs answers of natural length; this model has no text to stop. {note}",
         )  # fmt: skip
     varied = variation(natural)
     return (
-        _mark(fit.r2 >= LINEAR and varied > 2 * missed),
-        f"{figure} Decode of answers of natural length varies by {varied:.0%} (n = {len(natural)}), prefill about its "
-        f"line by {missed:.1%}.",
+        _mark(fit.r2 >= LINEAR and varied > 2 * missed and varied > spreads),
+        f"{figure} Decode of answers of natural length varies by {varied:.0%} (n = {len(natural)}), of fixed length by "
+        f"{spreads:.1%} (n = {runs}), prefill about its line by {missed:.1%}.",
+        note,
     )
 
 
@@ -334,6 +337,7 @@ def retrieval(points: Points) -> Verdict:
     shares = [searched / whole for _, searched, whole in series]
     fit = line([(n, searched) for n, searched, _ in series])
     rest = series[-1][2] - series[-1][1]
+    closed = rest * points.header.ceilings.read_bytes_per_s / (4 * WIDTH)
     crossed = crossing([(n, share) for (n, *_), share in zip(series, shares, strict=True)], 0.5)
     beyond = rest / fit.b if fit is not None and fit.b > 0 else math.inf
     where = f"passes one half at {crossed:.3g} vectors" if crossed else f"would pass one half at {beyond:.2g} vectors"
@@ -346,7 +350,8 @@ def retrieval(points: Points) -> Verdict:
     return (
         _mark(is_rising(shares, 0.05) and crossed is not None),
         f"Exact search takes {shares[0]:.1%} of a request at {series[0][0]:,} vectors and {shares[-1]:.1%} at "
-        f"{series[-1][0]:,}; its share {where}.",
+        f"{series[-1][0]:,}; its share {where}. By bytes alone (generation time x bandwidth / {4 * WIDTH} bytes a "
+        f"vector): {closed:.2g}.",
         f"Generation takes {1e3 * (rest - embed):.3g} ms, embedding the question "
         + (f"{1e3 * embed:.2g} ms (MiniLM, outside the engine). " if embed else "was not measured (no extra). ")
         + (f"An index moves it out ({others})." if others else "No index library is installed."),
@@ -356,6 +361,25 @@ def retrieval(points: Points) -> Verdict:
 def sizes(points: Points) -> list[tuple[float, Cell]]:
     """Cells of the size sweep by parameters (in `variant`: name:parameters)."""
     return sorted((float(cell.variant.rpartition(":")[2]), cell) for cell in points.cells(SIZES))
+
+
+def _hit_words(points: Points) -> str:
+    """What the largest prefix hit saves of the first token's time, beside the same prompt computed whole."""
+    pairs = [
+        (cell, whole)
+        for cell in points.cells("lengths")
+        for whole in points.cells("lengths", input=cell.input, cached=0)
+        if cell.cached
+    ]
+    if not pairs:
+        return ""
+    hit, whole = max(pairs, key=lambda pair: (pair[0].cached, -pair[0].input))
+    times = points.median(whole, lambda r: r.first_s) / points.median(hit, lambda r: r.first_s)
+    return (
+        f"A prefix hit of {hit.cached} in {hit.input} tokens brings the first token {times:.2g} times sooner "
+        f"({1e3 * points.median(hit, lambda r: r.first_s):.3g} instead of "
+        f"{1e3 * points.median(whole, lambda r: r.first_s):.3g} ms)."
+    )
 
 
 def _near(points: Points, tokens: int) -> Cell | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from .cells import BATCH, GRID, LENGTHS, Cell
+from .fits import variation
 from .measure import Header, Record
 
 FFN, ATTENTION, CORE, NORMS, HEAD, OTHER = "FFN", "attention", "attention core", "norms and adds", "head", "other"
@@ -121,3 +122,10 @@ class Points:
 
     def batches(self) -> list[Cell]:
         return [cell for cell in self.cells(BATCH) if self.median(cell, Record.step_s) > 0]
+
+
+def fixed_variation(points: Points) -> tuple[float, int]:
+    """How much the decode time of one length varies over its repeats: (median over cells, measurements in it)."""
+    repeated = [records for cell in points.cells(GRID, batch=1) if len(records := points.of(cell)) > 1]
+    spreads = [variation([record.seconds("decode") for record in records]) for records in repeated]
+    return statistics.median(spreads) if spreads else 0.0, sum(map(len, repeated))

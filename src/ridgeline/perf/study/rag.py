@@ -19,10 +19,9 @@ import numpy.typing as npt
 
 from ridgeline.run.machine import Machine, available_bytes
 
-from .cells import RAG, VECTORS, Cell
+from .cells import RAG, VECTORS, WIDTH, Cell
 from .measure import Book, Subject, measure_cell
 
-WIDTH = 384  # of MiniLM's embeddings
 FOUND = 3  # chunks put into the prompt
 CHUNK, QUESTION, ANSWER = 96, 32, 32  # tokens
 LISTS, PROBED = 1024, 16  # of the inverted index
