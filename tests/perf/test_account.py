@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -296,7 +297,8 @@ def test_counted_late_is_counted_the_same(steps: list[list[tuple[int, int, int, 
             finished.add(entries[0][0])
             for story in (late, eager):
                 story.finish(entries[0][0])
-    assert late.account.table() == eager.account.table()
+    own = (msgspec.structs.replace(story.account.table(), account_ns=0) for story in (late, eager))
+    assert next(own) == next(own)
 
 
 def test_notes_are_summed_before_they_grow():

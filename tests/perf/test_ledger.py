@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ridgeline.perf.account import Account
 from ridgeline.perf.ledger import INTERVALS, make_ledger
+from ridgeline.report.ledger_view import step_line
 from ridgeline.state.request import Request
 
 from ..engine.scripted import run_to_end, scripted_engine
@@ -29,6 +30,19 @@ def test_one_request_alone():
         4_000_000, 3, 0, 3, 4,
     )  # fmt: skip
     assert one.cost_ns == one.wall_ns and ledger.step_ns == ledger.engine_ns == one.e2e_ns
+
+
+def test_the_account_says_what_it_costs_itself():
+    account = Account()
+    for index in range(3):
+        engine = scripted_engine(observer=account)
+        engine.add(Request(f"r{index}", (1, 2, 3), 4, ignore_stop=True, arrival_s=0.0))
+        run_to_end(engine)
+    ledger = make_ledger(account.table())
+    assert ledger.account_ns == account.table().account_ns > 0
+    assert f"{ledger.steps} steps: " in step_line(ledger) and "of that the account itself " in step_line(ledger)
+    account.reset()
+    assert account.table().account_ns == 0
 
 
 def test_nothing_ran():

@@ -243,10 +243,10 @@ def check_tokens(ran: Ran) -> None:
         if one.output_tokens:
             assert one.prompt_tokens == one.cached_tokens + one.computed_tokens
         assert one.output_tokens == sequence.tokens_output
-        if not sequence.preemptions:
-            assert one.cached_tokens == sequence.tokens_cached
         rows = [row for row in ran.table.timeline.entry_rows().tolist() if row[1] == sequence.id]
         kept = [(row[3], row[5]) for row in rows if row[2] != 3]  # a draft program's positions are its own
+        if kept and not sequence.preemptions:
+            assert one.cached_tokens == sequence.tokens_cached
         positions = [position for start, end in kept for position in range(start, end)]
         assert one.recomputed_tokens == len(positions) - len(set(positions))
         assert one.computed_tokens == len({p for p in positions if p < one.prompt_tokens})

@@ -15,7 +15,7 @@ from ridgeline.perf.ledger import RunLedger
 from ridgeline.perf.shares import RULE
 from ridgeline.perf.summary import AccountSummary
 from ridgeline.report.account_lines import account_lines
-from ridgeline.report.ledger_view import cost_rows, token_line, wall_rows
+from ridgeline.report.ledger_view import cost_rows, step_line, token_line, wall_rows
 from ridgeline.report.roofline_page import check_file
 from ridgeline.report.units import digits
 from ridgeline.run.machine import load_or_measure, raise_ceilings
@@ -191,6 +191,7 @@ def _show_ledger(llm: LLM, screen: Screen) -> RunLedger:
         screen.table(("interval", "time", "share", ""), wall_rows(one), "Where its time went")
         screen.table(("phase", "caused", "share", "most of it"), cost_rows(one), f"What it caused ({RULE})")
         screen.say(token_line(one))
+        screen.say(step_line(ledger))
     return ledger
 
 

@@ -7,6 +7,7 @@ when somebody reads or some have gathered; the rest is summary.py's. Refuses not
 from __future__ import annotations
 
 import math
+import time
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -75,6 +76,7 @@ class StepTable(msgspec.Struct, frozen=True):
     experts: bytes = b""
     memory: dict[str, Any] = {}  # what the memory reports, since the engine's start
     timeline: Timeline | None = None  # who did what in which step
+    account_ns: int = 0  # noting, and summing up between steps; what reading costs is the reader's
 
     def expert_counts(self) -> npt.NDArray[np.float64] | None:
         """[steps]; None unless every step counted them."""
@@ -121,11 +123,13 @@ class Account:
         self._tokens_recomputed = 0
         self._others: dict[str, list[int]] = {}  # [steps, entries, tokens]
         self._other_ns: dict[str, npt.NDArray[np.int64]] = {}
+        self._spent_ns = 0
         self._guessed = self._accepted = self._tokens_cached = self._transfer_ns = self._native_ns = 0
 
     # -- StepObserver
 
     def on_step(self, plan: StepPlan, result: StepResult) -> None:
+        began_ns = time.perf_counter_ns()
         self._notes.append((
             plan.entries, result.started_s, result.ended_s, result.line_ns, result.native_calls, result.native_ns,
             result.transfer_ns, result.experts, result.others, plan.released, plan.held,
@@ -134,6 +138,7 @@ class Account:
         self._noted += 1 + len(plan.entries)
         if self._noted >= NOTED:
             self._sum_up()
+        self._spent_ns += time.perf_counter_ns() - began_ns
 
     def on_finish(self, sequence: Sequence, reason: str, at_s: float) -> None:
         self._notes.append((sequence, reason, at_s))
@@ -173,6 +178,7 @@ class Account:
             self._native_ns,
             self._experts.tobytes(),
             timeline=self._keeper.timeline(self._idle),
+            account_ns=self._spent_ns,
         )
 
     # -- inside

@@ -58,7 +58,8 @@ class RequestLedger(msgspec.Struct, frozen=True):
 
 class RunLedger(msgspec.Struct):
     """A run. wall_ns: summed over requests. operators_ns + gaps_ns + host_ns = step_ns; step_ns + idle_ns = engine_ns,
-    from the first step's begin to the last one's end. partial: requests left out, because they were not seen whole."""
+    from the first step's begin to the last one's end. account_ns: its own cost.
+    partial: requests left out, because they were not seen whole."""
 
     requests: tuple[RequestLedger, ...]
     wall_ns: dict[str, int]
@@ -70,6 +71,7 @@ class RunLedger(msgspec.Struct):
     engine_ns: int = 0
     steps: int = 0
     partial: int = 0
+    account_ns: int = 0  # of host_ns: noting, and summing up between steps
     share_rule: str = RULE
 
     @property
@@ -120,7 +122,7 @@ def make_ledger(
     return RunLedger(
         tuple(requests), {name: spent for name, spent in wall.items() if spent}, int(whole.operators.sum()),
         int(whole.gaps.sum()), int(whole.host.sum()), int(whole.idle.sum()), int(whole.step.sum()), whole.engine_ns,
-        len(whole.gaps), partial,
+        len(whole.gaps), partial, table.account_ns,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ridgeline.perf.intervals import INTERVALS
-from ridgeline.perf.ledger import RequestLedger
+from ridgeline.perf.ledger import RequestLedger, RunLedger
 
 from .units import percent, seconds
 
@@ -54,3 +54,12 @@ def token_line(one: RequestLedger) -> str:
     if one.tokens_guessed:
         parts.append(f"{one.tokens_guessed} guessed, {one.tokens_accepted} held")
     return "; ".join(parts)
+
+
+def step_line(run: RunLedger) -> str:
+    """Where the steps went, and the account's own cost."""
+    whole = max(run.step_ns, 1)
+    parts = (("operators", run.operators_ns), ("gaps between them", run.gaps_ns), ("host", run.host_ns))
+    named = ", ".join(f"{name} {percent(spent / whole)}" for name, spent in parts)
+    own_us = seconds(run.account_ns * 1e-9 / max(run.steps, 1))
+    return f"{run.steps} steps: {named}; of that the account itself {own_us} a step, {percent(run.account_ns / whole)}"
