@@ -1,8 +1,8 @@
 """What the always-on account costs (issue 5): at most 2 % of a step, as an upper confidence limit.
 
 python bench/ledger_cost.py MODEL [--batches 1 16] [--pairs 60] [--steps 28]
-Account and native line clocks on and off, run by run in turn, each run's state drawn first or second alternately.
-Prints a table; the last line is one JSON document.
+Account and native line clocks on and off step by step, so that neighbours of a virtual machine disturb both alike; a
+pair is the two halves of one run. Prints a table; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ridgeline.run.noise import CpuWatch
 
 T95 = 1.70  # Student's t, one-sided 95 %, 29 degrees of freedom (1.699); more pairs make it smaller
 LEAST_PAIRS = 30
+ORDER = (True, False, False, True)
 
 
 def upper(values: list[float]) -> float:
@@ -39,60 +40,64 @@ class Switch:
 
     def __init__(self, engine: Engine) -> None:
         self._watched: Any = engine.observer
-        self._batch = engine.runner._batch.struct  # type: ignore[attr-defined]  # before the first step of a run
+        self._batch = engine.runner._batch.struct  # type: ignore[attr-defined]  # no other way to stop its clocks
         self._clocks = self._batch.line_ns
         self.account: Account = self._watched.inner
+        self.is_on = True
 
-    def turn(self, state: str) -> None:
-        self._watched.inner = self.account if state == "on" else Unobserved()
-        self._batch.line_ns = self._clocks if state == "on" else None
+    def turn(self, is_on: bool) -> None:
+        self.is_on = is_on
+        self._watched.inner = self.account if is_on else Unobserved()
+        self._batch.line_ns = self._clocks if is_on else None
 
 
 def one_run(engine: Engine, switch: Switch, batch: int, steps: int, name: str, repetition: int) -> dict[str, float]:
-    """Medians of its steps, microseconds. Summing the notes up falls behind the last step and is spread over all: a
-    real run does so every NOTED notes, in larger and so cheaper portions."""
+    """Medians of its steps with the account and of those without, in turn (on off off on), microseconds.
+
+    Summing the notes up falls behind the last step and is spread over the noted ones: a real run does so every NOTED
+    notes, in larger and so cheaper portions.
+    """
     watched: Any = engine.observer
-    spent: list[tuple[int, int]] = []
+    spent: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    met = 0
 
     def note(took: int) -> None:
+        nonlocal met
         if is_steady(watched, batch):
-            spent.append((took, took - watched.result.native_ns))
+            spent[switch.is_on].append((took, took - watched.result.native_ns))
+            met += 1
+        switch.turn(ORDER[(met + repetition) % len(ORDER)])
 
     drive(engine, jobs_of(batch, steps, engine.facts.vocabulary, repetition), name, note)
-    summing_us = own_us = 0.0
-    if name.startswith("on"):
-        began = time.perf_counter_ns()
-        count = switch.account.steps  # sums up what is noted
-        summing_us = (time.perf_counter_ns() - began) / 1e3 / count
-        own_us = switch.account.table().account_ns / 1e3 / count
-        switch.account.reset()
-    wall, host = (statistics.median(one[place] for one in spent) / 1e3 + summing_us for place in (0, 1))
-    return {"wall": wall, "host": host, "summing": summing_us, "own": own_us + summing_us}
+    began = time.perf_counter_ns()
+    count = switch.account.steps  # sums up what is noted
+    summing_us = (time.perf_counter_ns() - began) / 1e3 / count
+    own_us = switch.account.table().account_ns / 1e3 / count
+    switch.account.reset()
+    on, off = (
+        [statistics.median(one[place] for one in spent[state]) / 1e3 for place in (0, 1)] for state in (True, False)
+    )
+    return {
+        "off": off[0], "wall": on[0] + summing_us - off[0], "host": on[1] + summing_us - off[1],
+        "summing": summing_us, "own": own_us + summing_us,
+    }  # fmt: skip
 
 
 def cost(engine: Engine, batch: int, pairs: int, steps: int) -> dict[str, Any]:
-    """ratio: of whole steps. added_share: host time only (native time taken off, with its noise) over the step."""
+    """wall: of whole steps. host: of host time only (native time taken off, with its noise). own: what it says itself.
+    All in percent of the step without it."""
     switch = Switch(engine)
-    runs: dict[str, list[dict[str, float]]] = {"on": [], "off": []}
-    for pair in range(pairs):
-        for state in ("on", "off") if pair % 2 else ("off", "on"):
-            switch.turn(state)
-            runs[state].append(one_run(engine, switch, batch, steps, f"{state}-{pair}", 500 + pair))
-    switch.turn("on")
-    both = list(zip(runs["on"], runs["off"], strict=True))
-    ratios = [on["wall"] / off["wall"] - 1 for on, off in both]
-    added = [(on["host"] - off["host"]) / off["wall"] for on, off in both]
-    own = [on["own"] / off["wall"] for on, off in both]
-    step_us = statistics.median(off["wall"] for off in runs["off"])
-    return {
-        "batch": batch, "pairs": pairs, "steps": steps, "step_us": step_us,
-        "own line us": statistics.median(on["own"] for on in runs["on"]),
-        "of it summing us": statistics.median(on["summing"] for on in runs["on"]),
-        "own %": 100 * statistics.fmean(own), "own % upper": 100 * upper(own),
-        "host %": 100 * statistics.fmean(added), "host % upper": 100 * upper(added),
-        "wall %": 100 * statistics.fmean(ratios), "wall % median": 100 * statistics.median(ratios),
-        "wall % upper": 100 * upper(ratios),
+    runs = [one_run(engine, switch, batch, steps, f"run-{batch}-{pair}", 500 + pair) for pair in range(pairs)]
+    switch.turn(True)
+    found: dict[str, Any] = {
+        "batch": batch, "pairs": pairs, "steps": steps, "step_us": statistics.median(one["off"] for one in runs),
+        "own line us": statistics.median(one["own"] for one in runs),
+        "of it summing us": statistics.median(one["summing"] for one in runs),
     }  # fmt: skip
+    for name in ("own", "host", "wall"):
+        shares = [100 * one[name] / one["off"] for one in runs]
+        found |= {f"{name} %": statistics.fmean(shares), f"{name} % upper": upper(shares)}
+    return found
 
 
 def observe(parts: Parts) -> Watched:
@@ -104,7 +109,7 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--pairs", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=28, help="of each run of a pair")
+    parser.add_argument("--steps", type=int, default=28, help="of a run")
     asked = parser.parse_args()
     if asked.pairs < LEAST_PAIRS:
         parser.error(f"--pairs is below {LEAST_PAIRS}; the confidence limit needs at least so many")
