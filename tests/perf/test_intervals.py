@@ -73,6 +73,20 @@ def lived() -> RequestLedger:
     return one
 
 
+VANISHED = {"queue_untried": 250 * MS}
+
+
+def vanished() -> RequestLedger:
+    """Cancelled before any step began."""
+    account = Account()
+    other = Entry(OTHER, 0, (5,), (TABLE,), ())
+    for step in range(2):
+        account.on_step(StepPlan((other,)), StepResult((), step * 1.0, step + 0.5))
+    account.on_finish(Sequence(OURS, Request("gone", (1, 2), 5), 0.625, [1, 2]), "cancelled", 0.875)
+    (one,) = make_ledger(account.table()).requests
+    return one
+
+
 def expected() -> dict[str, int]:
     wall = {name: 0 for name in INTERVALS}
     for gap, before, took, during, plan in LIFE:
@@ -99,6 +113,10 @@ def test_swapping_any_two_names_would_fail():
     for a, b in combinations(INTERVALS, 2):
         swapped = found | {a: found[b], b: found[a]}
         assert swapped != wall, f"{a} and {b} are alike"
+
+
+def test_who_vanishes_between_two_steps_only_waited():
+    assert vanished().wall_ns == VANISHED
 
 
 def test_tokens_are_counted_where_they_were_computed():
