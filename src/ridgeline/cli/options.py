@@ -28,8 +28,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document as the las
 Weights = Annotated[
     str,
     typer.Option(
-        help="native (the file's own bits), or a format to convert to: f32, bf16, q8_0, q4_1, q4_0, q5_0, int8, "
-        "int4, fp8; with options as int4:group=128,zero=1.",
+        help="native (the file's own bits), or a format to convert to: f32, f16, bf16, q8_0, q4_1, q4_0, q5_0, "
+        "int8, int4, fp8; with options as int4:group=128,zero=1.",
         metavar="FORMAT",
     ),
 ]

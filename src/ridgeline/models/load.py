@@ -36,7 +36,7 @@ from .stacks import stacked
 from .weights import ModelWeights, Shape, assemble, build, gguf_names, hf_names, map_weights
 
 # Names that every verb takes; int8, int4 and fp8 also with options: int4:group=128,zero=1 (formats/).
-WEIGHTS = ("native", "f32", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
+WEIGHTS = ("native", "f32", "f16", "bf16", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
 SMALL = {"q4_1": "q8_0", "q4_0": "q8_0", "q5_0": "q8_0", "int4": "int8"}  # what their logits are made at
 ONE_PLUS = frozenset({"gemma3"})  # families whose Hugging Face files hold gains less 1
 SMALL_ROLES = frozenset({"conv", "decay", "skip"})  # a few numbers a channel or head: never in blocks
