@@ -151,6 +151,13 @@ def test_what_predict_refuses(ridgeline, tiny, arguments, words):
     assert words in ridgeline("predict", tiny, *arguments, code=2)[1]
 
 
+def test_doctor_lists_the_catalogue_and_says_that_it_is_one(ridgeline):
+    stdout, _ = ridgeline("doctor", "--devices")
+    assert "NVIDIA H100 SXM" in stdout and "catalogue: dense peaks, not measured" in stdout
+    document = ridgeline.document("doctor", "--devices")
+    assert document["label"] == "catalogue" and all(one["sources"] for one in document["devices"])
+
+
 def test_doctor_shows_the_binding_table(ridgeline, tiny):
     document = ridgeline.document("doctor", tiny)
     assert document["machine"]["cpu"] and document["ceilings"]["flops_per_s"]["f32"] > 0

@@ -19,6 +19,10 @@ def command(
             "--measure", help="Measure again: every ceiling, our kernels by rows (a MODEL's own too), the host; 30 s."
         ),
     ] = False,
+    is_listing: Annotated[
+        bool,
+        typer.Option("--devices", help="Only list the catalogue of devices: what their makers print, not measured."),
+    ] = False,
     weights: Weights = "native",
     kv: Kv = "auto",
     body: Body = "cpp",
@@ -33,7 +37,12 @@ def command(
       ridgeline doctor smollm2-135m
       ridgeline doctor --measure
       ridgeline doctor smollm2-135m --measure
+      ridgeline doctor --devices
     """
+    if is_listing:
+        from .devices import list_devices  # noqa: PLC0415  likewise
+
+        return list_devices(json=json)
     from .diagnosis import examine  # noqa: PLC0415  heavy; --help must start in 0.3 s
 
     examine(model, is_measuring=is_measuring, weights=weights, kv=kv, body=body, threads=threads, json=json)
