@@ -55,7 +55,7 @@ def seams(dense: str, smaller: str) -> dict[str, list[Entry]]:
         "disk tier": {"prefix": True, "host_kv_bytes": 1 << 14, "disk_kv_bytes": 1 << 24},
         "contiguous": {"prefix": False, "paging": False}, "static batches": {"prefix": False, "batching": "static"},
     }  # fmt: skip
-    formats = ("bf16", "f32", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
+    formats = ("bf16", "f32", "f16", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
     return {
         "policy": entries("policy", "policy", default_first("fcfs", POLICIES), is_same=True),
         "storage": entries("storage", "kv", default_first("bf16", STORAGES), is_same=False),
@@ -65,6 +65,14 @@ def seams(dense: str, smaller: str) -> dict[str, list[Entry]]:
         "decoder": [
             Entry("decoder", "autoregressive", {}),
             *(Entry("decoder", spec.replace(smaller, "SMALLER"), {"spec": spec}) for spec in guesses),
+        ],
+        # Only integer products round what they read: on q8_0, unless the other entry is a format (later, so it wins).
+        "activations": [
+            Entry("activations", "int16", {"activations": "int16"}),
+            *(
+                Entry("activations", f"{name} activations", {"activations": name, "weights": "q8_0"}, is_same=False)
+                for name in ("auto", "int8")
+            ),
         ],
         "format": entries("format", "weights", formats, is_same=False),
         "memory": [Entry("memory", name, options) for name, options in memory.items()],
