@@ -46,7 +46,9 @@ class Axis:
 
 
 def short(value: float) -> str:
-    """1k, 32, 0.5: a tick's label."""
+    """20k, 1024, 0.5: a tick's label."""
+    if 1000 <= abs(value) < 10_000:
+        return f"{value:.0f}"
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             text = f"{value / size:.3g}"
@@ -79,7 +81,8 @@ def line_chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], level: float
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         out.append(_text(LEFT - 7, at + 4.5, y.write(tick), "end"))
     for tick in scale_x.ticks():
-        out.append(_text(scale_x(tick), HEIGHT - BOTTOM + 18, x.write(tick), "middle"))
+        at = min(scale_x(tick), WIDTH - 4.5 * len(x.write(tick)))  # the last label stays inside the picture
+        out.append(_text(at, HEIGHT - BOTTOM + 18, x.write(tick), "middle"))
     bottom = HEIGHT - BOTTOM
     out.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     out.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle", "faint"))

@@ -32,8 +32,8 @@ PAGE = """
     font: 1rem/1.5 -apple-system, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; }
   h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
   h3 { font-size: 1rem; margin: 0 0 .35rem; } p { margin: .3rem 0 .7rem; } .faint, small { color: var(--faint); }
-  .grid { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
-  .tiles { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); margin: 1rem 0; }
+  .grid { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+  .tiles { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); margin: 1rem 0; }
   .card, .tile { background: var(--card); border-radius: .6rem; padding: .8rem .9rem; }
   .tile b { display: block; font-size: 1.25rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
   .tile span { color: var(--faint); font-size: .84rem; }
@@ -294,7 +294,7 @@ def _retrieval(points: Points) -> str:
 def _method(points: Points) -> str:
     header, records = points.header, points.records
     cut = header.warm_cut
-    spreads = [variation([r.wall_s for r in points.of(r.cell)]) for r in records if len(points.of(r.cell)) > 2]
+    spreads = [variation([r.wall_s for r in points.all_of(r.cell)]) for r in records if len(points.all_of(r.cell)) > 2]
     ratios = [r.predicted_s / (r.seconds("prefill") + r.seconds("decode")) for r in records if r.predicted_s]
     off = statistics.median(abs(ratio - 1) for ratio in ratios) if ratios else None
     warm = (
@@ -303,8 +303,8 @@ def _method(points: Points) -> str:
     lines = [
         f"Warm-up: the same small request {len(header.warm_s)} times ({warm}); the first {cut} were cut.",
         f"{len(records)} measurements of {len({r.cell for r in records})} cells, in turn forwards and backwards; "
-        f"medians are shown. {points.disturbed()} were disturbed by other work on this machine; they are left out "
-        "where two calm ones are.",
+        f"medians are shown. {points.disturbed()} were disturbed by other work on this machine; where fewer than two "
+        "of a cell were not, its fastest stands for it.",
         f"Noise: repeats of one cell vary by {percent(statistics.median(spreads))} (median)." if spreads else "",
         f"Our own estimate of a cell, made beforehand, is off by {percent(off)} (median)." if off is not None else "",
         f"Ceilings measured here: {scaled(header.ceilings.read_bytes_per_s, 'B/s')} read, "

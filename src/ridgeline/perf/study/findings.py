@@ -58,7 +58,7 @@ def findings(points: Points) -> list[Finding]:
     )  # fmt: skip
     found = []
     for name, rule in zip(CLAIMS, rules, strict=True):
-        mark, figure, *note = rule(points) or (UNTESTABLE, "the cells it needs were not measured in the time there was")
+        mark, figure, *note = rule(points) or (UNTESTABLE, "The cells it needs were not measured in the time there was")
         found.append(Finding(name, CLAIMS[name], mark, figure, *note))
     return found
 

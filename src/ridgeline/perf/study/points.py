@@ -1,4 +1,6 @@
-"""Points: a study's records as series, the median over undisturbed repeats of each cell. Marks and plots read these."""
+"""Points: a study's records as series; of each cell the median over undisturbed repeats, or its fastest. Marks and
+plots read these.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,13 @@ class Points:
         return sorted(found, key=lambda cell: (cell.batch, cell.output, cell.input, cell.vectors, cell.variant))
 
     def of(self, cell: Cell) -> list[Record]:
-        """Undisturbed records of a cell; all of them when fewer than two were undisturbed."""
-        records = self._by_cell[cell]
-        calm = [record for record in records if not record.is_disturbed]
-        return calm if len(calm) >= 2 else records
+        """Undisturbed records of a cell; the fastest one where fewer than two were: others' work only ever slows."""
+        calm = [record for record in self._by_cell[cell] if not record.is_disturbed]
+        return calm if len(calm) >= 2 else [min(self._by_cell[cell], key=lambda record: record.wall_s)]
+
+    def all_of(self, cell: Cell) -> list[Record]:
+        """Disturbed ones too."""
+        return self._by_cell[cell]
 
     def median(self, cell: Cell, what: Callable[[Record], float]) -> float:
         return statistics.median(what(record) for record in self.of(cell))
@@ -108,10 +113,6 @@ class Points:
         """(input, seconds of a class) over the lengths that hit no prefix."""
         return [(cell.input, self.group_s(cell, phase, group)) for cell in self.cells(LENGTHS, cached=0)]
 
-    def longest(self) -> Cell | None:
-        cells = self.cells(LENGTHS, cached=0)
-        return max(cells, key=lambda cell: cell.input) if cells else None
-
     def throughput(self) -> Series:
         """(batch, decoded tokens a second)."""
         return [(cell.batch, cell.batch / self.median(cell, Record.step_s)) for cell in self.batches()]
@@ -126,6 +127,6 @@ class Points:
 
 def fixed_variation(points: Points) -> tuple[float, int]:
     """How much the decode time of one length varies over its repeats: (median over cells, measurements in it)."""
-    repeated = [records for cell in points.cells(GRID, batch=1) if len(records := points.of(cell)) > 1]
+    repeated = [records for cell in points.cells(GRID, batch=1) if len(records := points.all_of(cell)) > 1]
     spreads = [variation([record.seconds("decode") for record in records]) for records in repeated]
     return statistics.median(spreads) if spreads else 0.0, sum(map(len, repeated))

@@ -23,7 +23,7 @@ from .points import CORE, GROUPS, OTHER
 from .sweeps import Open, Sweep
 
 COUNTED = 512  # tokens at which intensities are counted
-SHARES = {"main": 0.6, "sweeps": 0.85, "rag": 1.0}  # of the time, by when each part must have ended
+SHARES = {"main": 0.6, "rag": 0.75, "sweeps": 1.0}  # of the time, by when each part must have ended
 SWEEP_REPEATS, RAG_REPEATS = 3, 2
 
 
@@ -70,7 +70,7 @@ class Study:
             if "rag" in parts:
                 self._retrieval(subject, machine)
         if "sweeps" in parts:
-            told = self._progress("sweeps" if "main" in parts else "rag")
+            told = self._progress("sweeps")
             sweep = Sweep(self._open, self.book, machine, SWEEP_REPEATS, told)
             sweep.mixtures(folder)
             sweep.sizes()
