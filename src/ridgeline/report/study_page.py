@@ -249,7 +249,7 @@ def _energy(points: Points) -> str:
 
 
 def _sizes(points: Points) -> str:
-    steps = [(parameters, 1e3 * points.median(cell, Record.step_s)) for parameters, cell in sizes(points)]
+    steps = [(parameters, 1e3 * points.seconds(cell, Record.step_s)) for parameters, cell in sizes(points)]
     chart = line_chart(
         "Step by model size", Axis("parameters", is_log=True), Axis("ms a step", is_log=True), [Line("q4_1", steps)]
     )
@@ -259,12 +259,12 @@ def _sizes(points: Points) -> str:
 
 def _mixture(points: Points) -> str:
     steps = [
-        (cell.batch, 1e3 * points.median(cell, Record.step_s))
+        (cell.batch, 1e3 * points.seconds(cell, Record.step_s))
         for cell in points.cells(MOE)
         if cell.variant == "mixture"
     ]
     dense = {
-        cell.variant: 1e3 * points.median(cell, Record.step_s)
+        cell.variant: 1e3 * points.seconds(cell, Record.step_s)
         for cell in points.cells(MOE)
         if cell.variant != "mixture"
     }
@@ -283,7 +283,8 @@ def _mixture(points: Points) -> str:
 def _retrieval(points: Points) -> str:
     by_kind: dict[str, list[tuple[float, float]]] = {}
     for cell in points.cells(RAG):
-        share = points.median(cell, lambda r: r.extra_s["search"] / (sum(r.extra_s.values()) + r.wall_s))
+        searched = points.seconds(cell, lambda r: r.extra_s["search"])
+        share = searched / (searched + points.seconds(cell, lambda r: r.extra_s.get("embed", 0.0) + r.wall_s))
         by_kind.setdefault(cell.variant, []).append((cell.vectors, share))
     names = {"flat": "exact search", "lists": "inverted lists (faiss)"}
     lines = [Line(names.get(kind, kind), series) for kind, series in by_kind.items()]
@@ -327,7 +328,7 @@ def _table(points: Points) -> str:
         band = f"{digits(spent)} [{digits(spent * low)}–{digits(spent * high)}]" if low != high else digits(spent)
         rows.append((
             cell.key, str(len(records)), digits(1e3 * points.median(cell, lambda r: r.seconds("prefill"))),
-            digits(1e3 * points.median(cell, Record.step_s)), digits(1e3 * points.median(cell, lambda r: r.wall_s)),
+            digits(1e3 * points.seconds(cell, Record.step_s)), digits(1e3 * points.median(cell, lambda r: r.wall_s)),
             band, "estimated" if records[0].energy_source == "estimate" else records[0].energy_source,
             str(sum(r.is_disturbed for r in records)),
         ))  # fmt: skip

@@ -12,7 +12,7 @@ import math
 import msgspec
 
 from .cells import MOE, RAG, SIZES, THREADS, VARIETY, WIDTH, Cell
-from .fits import crossing, curve, curved_from, is_rising, line, plane, variation
+from .fits import crossing, curve, curved_from, is_rising, line, plane, say, variation
 from .measure import Record
 from .points import ATTENTION, CORE, FFN, NORMS, ROUTING, Points, fixed_variation
 
@@ -81,10 +81,10 @@ def phases(points: Points) -> Verdict:
     is_so = prefill.intensity > ridge and more_flops > 2 and more_bytes > 2 and decode.roof.endswith("bandwidth")
     return (
         _mark(is_so),
-        f"At {cell.input} prompt tokens: intensity {prefill.intensity:.3g} FLOP a byte in prefill, "
-        f"{decode.intensity:.3g} in decode. Prefill does {more_flops:.2g} times decode's FLOP/s; decode reads "
-        f"{more_bytes:.2g} times prefill's bytes a second, {decode.bytes_per_s / bandwidth:.0%} of the bandwidth.",
-        f"This machine's ridge is {ridge:.3g} FLOP a byte (f32 peak over read bandwidth). Counted bytes, no counters.",
+        f"At {cell.input} prompt tokens: intensity {say(prefill.intensity)} FLOP a byte in prefill, "
+        f"{say(decode.intensity)} in decode. Prefill does {say(more_flops)} times decode's FLOP/s; decode reads "
+        f"{say(more_bytes)} times prefill's bytes a second, {decode.bytes_per_s / bandwidth:.0%} of the bandwidth.",
+        f"This machine's ridge is {say(ridge)} FLOP a byte (f32 peak over read bandwidth). Counted bytes, no counters.",
     )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def prefill_operators(points: Points) -> Verdict:
         beyond = f" By the fitted curves it would at about {root:.0f} tokens."
     return (
         _mark(first < 1 and last > first and at is not None and at > feed[0][0]),
-        f"The attention core takes {first:.2g} of the feed-forward time at {feed[0][0]:.0f} tokens and {last:.2g} at "
+        f"The attention core takes {say(first)} of the feed-forward time at {feed[0][0]:.0f} tokens and {say(last)} at "
         f"{longest:.0f}; it {where}.",
         "The paper's lengths (1K to 8K, 16K) are for models of 7B and more: the crossing moves with the model's width."
         + beyond,
@@ -156,8 +156,8 @@ def decode_operators(points: Points) -> Verdict:
     return (
         _mark(spread < 1.25 and fit.b > 0 and fit.r2 > 0.9),
         f"From {core[0][0]:.0f} to {core[-1][0]:.0f} tokens of context feed-forward time a step stays within "
-        f"{spread - 1:.0%}; the attention core grows {grown:.2g}-fold ({longer:.2g}-fold context), "
-        f"{1e9 * fit.b:.3g} ns a token, R² {fit.r2:.3f}.",
+        f"{spread - 1:.0%}; the attention core grows {say(grown)}-fold ({say(longer)}-fold context), "
+        f"{say(1e9 * fit.b)} ns a token, R² {fit.r2:.3f}.",
         f"The core is {first:.0%} of the feed-forward time at the shortest context and {last:.0%} at the longest.",
     )
 
@@ -172,10 +172,10 @@ def batching(points: Points) -> Verdict:
     is_so = is_rising(rates[: peak + 1], 0.05) and gains[-1] < gains[0] and gains[-1] < 1.5 and is_rising(steps, 0.05)
     return (
         _mark(is_so),
-        f"From batch {throughput[0][0]:.0f} to {throughput[-1][0]:.0f}: {rates[0]:.3g} to {rates[-1]:.3g} tokens/s "
-        f"(most at {throughput[peak][0]:.0f}); a step goes from {1e3 * steps[0]:.3g} to {1e3 * steps[-1]:.3g} ms: "
-        f"{rates[-1] / rates[0]:.2g} times the throughput for {steps[-1] / steps[0]:.2g} times the latency.",
-        f"The first doubling gains {gains[0]:.2g} times, the last {gains[-1]:.2g} times.",
+        f"From batch {throughput[0][0]:.0f} to {throughput[-1][0]:.0f}: {say(rates[0])} to {say(rates[-1])} tokens/s "
+        f"(most at {throughput[peak][0]:.0f}); a step goes from {say(1e3 * steps[0])} to {say(1e3 * steps[-1])} ms: "
+        f"{say(rates[-1] / rates[0])} times the throughput for {say(steps[-1] / steps[0])} times the latency.",
+        f"The first doubling gains {say(gains[0])} times, the last {say(gains[-1])} times.",
     )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def predictability(points: Points) -> Verdict:
     spreads, runs = fixed_variation(points)
     bend = f"The quadratic term passes 10 % from {start:.0f} tokens on." if start else "No curvature was found."
     figure = (
-        f"Prefill = {1e3 * fit.a:.3g} ms + {1e6 * fit.b:.3g} µs a token up to {FITTED}, R² {fit.r2:.4f} over {fit.n} "
+        f"Prefill = {say(1e3 * fit.a)} ms + {say(1e6 * fit.b)} µs a token up to {FITTED}, R² {fit.r2:.4f} over {fit.n} "
         f"points, {hits} of them with prefix hits. {bend}"
     )
     note = _hit_words(points)
@@ -223,7 +223,7 @@ def energy(points: Points) -> Verdict:
     balanced = [r for r in records if r.cell.input == 256 and r.cell.output == max(points.outputs())]
     decode = sum(r.phases["decode"].joules for r in balanced) / sum(r.net_j for r in balanced) if balanced else None
     figure = (
-        f"{1e3 * an_output:.3g} mJ an output token, {1e3 * an_input:.3g} mJ an input token, {1e3 * fixed:.3g} mJ a "
+        f"{say(1e3 * an_output)} mJ an output token, {say(1e3 * an_input)} mJ an input token, {say(1e3 * fixed)} mJ a "
         f"request, R² {r2:.3f} ({source})."
     )
     if decode is not None:
@@ -258,9 +258,9 @@ def caches(points: Points) -> Verdict:
     core = {phase: groups.get(CORE, 0.0) for phase, groups in counted.items()}
     return (
         UNTESTABLE,
-        f"Cache hit rates are hardware counters. Counted in their place: feed-forward intensity {feed['prefill']:.3g} "
-        f"to {feed['decode']:.2g} FLOP a byte from prefill to decode (the paper: about 95 to 8), attention core "
-        f"{core['prefill']:.3g} to {core['decode']:.2g}.",
+        f"Cache hit rates are hardware counters. Counted in their place: feed-forward intensity {say(feed['prefill'])} "
+        f"to {say(feed['decode'])} FLOP a byte from prefill to decode (the paper: about 95 to 8), attention core "
+        f"{say(core['prefill'])} to {say(core['decode'])}.",
     )
 
 
@@ -288,7 +288,7 @@ def parallel(points: Points) -> Verdict:
     one, all_of = cells[0], cells[-1]
 
     def gain(phase: str) -> float:
-        return points.median(one, lambda r: r.seconds(phase)) / points.median(all_of, lambda r: r.seconds(phase))
+        return points.seconds(one, lambda r: r.seconds(phase)) / points.seconds(all_of, lambda r: r.seconds(phase))
 
     return (
         UNTESTABLE,
@@ -309,19 +309,19 @@ def mixture(points: Points) -> Verdict:
     names = ("mixture", "active", "whole")
     if not all((name, 1) in cells for name in names):
         return None
-    one = {name: points.median(cells[name, 1], Record.step_s) for name in names}
+    one = {name: points.seconds(cells[name, 1], Record.step_s) for name in names}
     at = (one["mixture"] - one["active"]) / (one["whole"] - one["active"])
     record = points.of(cells["mixture", 1])[0].phases["decode"]
     routing = sum(record.parts_s.get(part, 0.0) for part in ROUTING) / sum(record.parts_s.values())
     batch = max(batch for name, batch in cells if name == "mixture")
-    grown = points.median(cells["mixture", batch], Record.step_s) / one["mixture"]
+    grown = points.seconds(cells["mixture", batch], Record.step_s) / one["mixture"]
     return (
         _mark(at < 0.25 and routing > 0),
-        f"At batch 1 a step takes {1e3 * one['mixture']:.3g} ms; {1e3 * one['active']:.3g} in a dense model of the "
-        f"active size, {1e3 * one['whole']:.3g} in one of the whole size: {at:.0%} of the way. Routing takes "
+        f"At batch 1 a step takes {say(1e3 * one['mixture'])} ms; {say(1e3 * one['active'])} in a dense model of the "
+        f"active size, {say(1e3 * one['whole'])} in one of the whole size: {at:.0%} of the way. Routing takes "
         f"{routing:.0%} of its operators' time.",
         f"Random weights. It holds at batch 1 only: at batch {batch} more experts are read and a step takes "
-        f"{grown:.2g} times as long.",
+        f"{say(grown)} times as long.",
     )  # fmt: skip
 
 
@@ -331,8 +331,8 @@ def retrieval(points: Points) -> Verdict:
         return None
     series = []
     for cell in cells:
-        searched = points.median(cell, lambda r: r.extra_s["search"])
-        whole = points.median(cell, lambda r: r.extra_s["search"] + r.extra_s.get("embed", 0.0) + r.wall_s)
+        searched = points.seconds(cell, lambda r: r.extra_s["search"])
+        whole = searched + points.seconds(cell, lambda r: r.extra_s.get("embed", 0.0) + r.wall_s)
         series.append((cell.vectors, searched, whole))
     shares = [searched / whole for _, searched, whole in series]
     fit = line([(n, searched) for n, searched, _ in series])
@@ -340,20 +340,20 @@ def retrieval(points: Points) -> Verdict:
     closed = rest * points.header.ceilings.read_bytes_per_s / (4 * WIDTH)
     crossed = crossing([(n, share) for (n, *_), share in zip(series, shares, strict=True)], 0.5)
     beyond = rest / fit.b if fit is not None and fit.b > 0 else math.inf
-    where = f"passes one half at {crossed:.3g} vectors" if crossed else f"would pass one half at {beyond:.2g} vectors"
+    where = f"passes one half at {say(crossed)} vectors" if crossed else f"would pass one half at {say(beyond)} vectors"
     others = ", ".join(
-        f"{cell.variant}: {1e3 * points.median(cell, lambda r: r.extra_s['search']):.3g} ms at {cell.vectors:,}"
+        f"{cell.variant}: {say(1e3 * points.seconds(cell, lambda r: r.extra_s['search']))} ms at {cell.vectors:,}"
         for cell in points.cells(RAG)
         if cell.variant != "flat" and cell.vectors == cells[-1].vectors
     )
-    embed = points.median(cells[0], lambda r: r.extra_s.get("embed", 0.0))
+    embed = points.seconds(cells[0], lambda r: r.extra_s.get("embed", 0.0))
     return (
         _mark(is_rising(shares, 0.05) and crossed is not None),
         f"Exact search takes {shares[0]:.1%} of a request at {series[0][0]:,} vectors and {shares[-1]:.1%} at "
         f"{series[-1][0]:,}; its share {where}. By bytes alone (generation time x bandwidth / {4 * WIDTH} bytes a "
-        f"vector): {closed:.2g}.",
-        f"Generation takes {1e3 * (rest - embed):.3g} ms, embedding the question "
-        + (f"{1e3 * embed:.2g} ms (MiniLM, outside the engine). " if embed else "was not measured (no extra). ")
+        f"vector): {say(closed)}.",
+        f"Generation takes {say(1e3 * (rest - embed))} ms, embedding the question "
+        + (f"{say(1e3 * embed)} ms (MiniLM, outside the engine). " if embed else "was not measured (no extra). ")
         + (f"An index moves it out ({others})." if others else "No index library is installed."),
     )  # fmt: skip
 
@@ -374,11 +374,11 @@ def _hit_words(points: Points) -> str:
     if not pairs:
         return ""
     hit, whole = max(pairs, key=lambda pair: (pair[0].cached, -pair[0].input))
-    times = points.median(whole, lambda r: r.first_s) / points.median(hit, lambda r: r.first_s)
+    times = points.seconds(whole, lambda r: r.first_s) / points.seconds(hit, lambda r: r.first_s)
     return (
-        f"A prefix hit of {hit.cached} in {hit.input} tokens brings the first token {times:.2g} times sooner "
-        f"({1e3 * points.median(hit, lambda r: r.first_s):.3g} instead of "
-        f"{1e3 * points.median(whole, lambda r: r.first_s):.3g} ms)."
+        f"A prefix hit of {hit.cached} in {hit.input} tokens brings the first token {say(times)} times sooner "
+        f"({say(1e3 * points.seconds(hit, lambda r: r.first_s))} instead of "
+        f"{say(1e3 * points.seconds(whole, lambda r: r.first_s))} ms)."
     )
 
 

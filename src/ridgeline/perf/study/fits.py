@@ -93,3 +93,10 @@ def plane(rows: Sequence[Sequence[float]], y: Sequence[float]) -> tuple[list[flo
 def is_rising(values: Sequence[float], slack: float = 0.03) -> bool:
     """Each at least the one before, less `slack` of noise."""
     return all(later >= (1 - slack) * earlier for earlier, later in itertools.pairwise(values))
+
+
+def say(value: float) -> str:
+    """Three figures, never with an exponent: 1,640; 9.5 million; 0.061."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g} million"
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

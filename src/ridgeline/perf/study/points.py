@@ -1,6 +1,7 @@
 """Points: a study's records as series; of each cell the median over undisturbed repeats, or its fastest. Marks and
 plots read these.
 """
+# size: a method a question
 
 from __future__ import annotations
 
@@ -65,6 +66,11 @@ class Points:
     def median(self, cell: Cell, what: Callable[[Record], float]) -> float:
         return statistics.median(what(record) for record in self.of(cell))
 
+    def seconds(self, cell: Cell, what: Callable[[Record], float]) -> float:
+        """A time: the median over undisturbed repeats; the shortest where fewer than two were (noise only adds)."""
+        records = self.of(cell)
+        return self.median(cell, what) if len(records) > 1 else min(what(record) for record in self.all_of(cell))
+
     def disturbed(self) -> int:
         return sum(record.is_disturbed for record in self.records)
 
@@ -82,7 +88,7 @@ class Points:
     def prefill(self, longest: int = 1 << 30, cached: bool | None = None) -> Series:
         """(uncached tokens, seconds of prefill) up to `longest`; cached: only with, or only without a prefix hit."""
         return sorted(
-            (cell.input - cell.cached, self.median(cell, lambda r: r.seconds("prefill")))
+            (cell.input - cell.cached, self.seconds(cell, lambda r: r.seconds("prefill")))
             for cell in self.cells(LENGTHS)
             if cell.input - cell.cached <= longest and cached in (None, cell.cached > 0)
         )
@@ -90,7 +96,7 @@ class Points:
     def group_s(self, cell: Cell, phase: str, group: str) -> float:
         """Seconds of an operator class in a phase; of decode, a step."""
 
-        def seconds(record: Record) -> float:
+        def spent(record: Record) -> float:
             found = record.phases.get(phase)
             if found is None:
                 return 0.0
@@ -100,7 +106,7 @@ class Points:
                 whole = sum(s for part, s in found.parts_s.items() if GROUPS.get(part, OTHER) == group)
             return whole / found.steps if phase == "decode" and found.steps else whole
 
-        return self.median(cell, seconds)
+        return self.seconds(cell, spent)
 
     def shares(self, cell: Cell, phase: str) -> dict[str, float]:
         """Of the operators' time in a phase, by class; the core apart from the rest of attention."""
@@ -115,14 +121,14 @@ class Points:
 
     def throughput(self) -> Series:
         """(batch, decoded tokens a second)."""
-        return [(cell.batch, cell.batch / self.median(cell, Record.step_s)) for cell in self.batches()]
+        return [(cell.batch, cell.batch / self.seconds(cell, Record.step_s)) for cell in self.batches()]
 
     def latency(self) -> Series:
         """(batch, seconds of a decode step)."""
-        return [(cell.batch, self.median(cell, Record.step_s)) for cell in self.batches()]
+        return [(cell.batch, self.seconds(cell, Record.step_s)) for cell in self.batches()]
 
     def batches(self) -> list[Cell]:
-        return [cell for cell in self.cells(BATCH) if self.median(cell, Record.step_s) > 0]
+        return [cell for cell in self.cells(BATCH) if self.seconds(cell, Record.step_s) > 0]
 
 
 def fixed_variation(points: Points) -> tuple[float, int]:
