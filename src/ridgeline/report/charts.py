@@ -12,7 +12,7 @@ from html import escape
 
 from .units import digits
 
-WIDTH, HEIGHT = 480, 300
+WIDTH, HEIGHT = 384, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 16, 46
 SERIES = 6  # colours there are
 STYLE = """
@@ -100,7 +100,7 @@ def share_bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]], name
     """Shares that sum to one, a bar a row, split by name in the order given, with the legend, as HTML."""
     if not rows:
         return ""
-    bar, gap, left = 24, 12, 92
+    bar, gap, left = 22, 9, 66
     height = len(rows) * (bar + gap) + 26
     width = WIDTH - left - RIGHT
     out = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">']

@@ -169,7 +169,7 @@ def _prefill(points: Points) -> str:
     chart = line_chart("Prefill by uncached tokens", Axis("uncached prompt tokens"), Axis("ms"), lines)
     return _card(
         "Prefill by uncached tokens",
-        "Tokens somebody computed before cost almost nothing; the rest lie on one line.",
+        "Tokens somebody computed before cost almost nothing; the line is fitted to the others.",
         chart,
     )
 
@@ -191,7 +191,11 @@ def _shares(points: Points, phase: str) -> str:
 
 def _operators(points: Points) -> str:
     lines = [
-        Line(NAMES.get(group, group), [(x, 1e3 * y) for x, y in points.by_length("decode", group) if y > 0])
+        Line(
+            NAMES.get(group, group),
+            [(x, 1e3 * y) for x, y in points.by_length("decode", group) if y > 0],
+            colour=CLASSES.index(group),
+        )
         for group in (FFN, CORE, HEAD)
     ]
     chart = line_chart("Decode step", Axis("tokens of context"), Axis("ms a step"), lines)
