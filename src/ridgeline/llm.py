@@ -27,9 +27,11 @@ from ridgeline.models.load import describe, record
 from ridgeline.models.pull import TABLE, Progress, pull
 from ridgeline.ops.program import Program
 from ridgeline.perf.account import StepTable
+from ridgeline.perf.evidence import Evidence
 from ridgeline.perf.intervals import ClientNote, ClientNotes
 from ridgeline.perf.ledger import RequestLedger, RunLedger
 from ridgeline.perf.meters import Watch, open_meter
+from ridgeline.perf.observe import Seen, evidence_of
 from ridgeline.perf.recording import Recording
 from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.run.machine import Machine, load_or_measure
@@ -100,7 +102,11 @@ class LLM:
     UserError. Use as a context manager, or call close().
     """
 
-    def __init__(self, model: str = "smollm2-135m", *, progress: Progress | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: str = "smollm2-135m", *, progress: Progress | None = None,
+        command: tuple[str, ...] | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        """command: starts the engine's process instead of ours (as `taskset -c 0 python -P -m ridgeline.worker`)."""
         if model in TABLE:
             pull(model, progress)
         self.config = _config(model, options)
@@ -108,7 +114,7 @@ class LLM:
         self._described = describe(model, weights=self.config.weights)
         self._tokenizer = self._described.tokenizer()
         self._notes = ClientNotes()
-        self._client = EngineClient(self.config)
+        self._client = EngineClient(self.config, command=command)
         meter = open_meter()
         self.watch = None if meter is None else Watch(meter)  # joules since the last reset; None: no meter here
 
@@ -173,6 +179,16 @@ class LLM:
         return [run.score() for run in runs]
 
     # -- text
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the model came with a tokenizer."""
+        return self._tokenizer is not None
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether conversations can be rendered."""
+        return self._tokenizer is not None and self._described.chat_template is not None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -265,6 +281,11 @@ class LLM:
             table, dict(self._notes.by_request), self.program, machine or load_or_measure(self.facts.threads), power,
             self.facts.block_tokens, about,
         )  # fmt: skip
+
+    def evidence(self, seen: Seen, *, reset: bool = False, machine: Machine | None = None) -> Evidence:
+        """What a verdict about the same time rests on: perf.verdict.judge says it. `seen`: what the asker saw."""
+        kept = self.recording(reset=reset, machine=machine)
+        return evidence_of(kept.table, kept.ledger, kept.program, self.config, self.facts, kept.machine, seen)
 
     def close(self) -> None:
         if self.watch is not None:

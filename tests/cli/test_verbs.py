@@ -12,6 +12,7 @@ from ridgeline.cli.climb import climb
 from ridgeline.cli.screen import Screen
 from ridgeline.models.pull import TABLE
 from ridgeline.perf.ladder import RUNGS
+from ridgeline.perf.rules import CAUSES
 from tests.perf.conftest import round_machine
 
 KV = ("--kv-bytes", "4M")
@@ -181,3 +182,37 @@ def test_a_model_with_terms_says_them_before_it_is_fetched(monkeypatch, tmp_path
     assert TABLE["gemma-3-270m"].terms in " ".join(said.split())
     with Screen(json=True).fetching("smollm2-135m"), Screen(json=True).fetching("some/path.gguf"):
         assert not capsys.readouterr().err
+
+
+def test_explain_names_a_cause_with_its_evidence(ridgeline, tiny, workload):
+    document = ridgeline.document("explain", tiny, "--workload", workload, *KV)
+    assert document["schema"] == "ridgeline.explain/1"
+    verdict, evidence = document["verdict"], document["evidence"]
+    assert verdict["cause"] in CAUSES and verdict["evidence"]
+    assert evidence["steps"] > 0 and evidence["process"]["threads"] >= 1
+    assert {part["name"] for part in evidence["parts"]} >= {"qkv", "attend", "head"}
+
+
+def test_explain_judges_a_finished_run_again(ridgeline, tiny, tmp_path):
+    stdout, _ = ridgeline("explain", tiny, "--json", *KV)
+    (tmp_path / "run.json").write_text(stdout)
+    again = ridgeline.document("explain", str(tmp_path / "run.json"))
+    assert again["verdict"] == json.loads(stdout)["verdict"]
+    assert json.loads(stdout)["verdict"]["cause"] in ridgeline("explain", str(tmp_path / "run.json"))[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read the run"),
+        ("not json", "is no run of ours"),
+        ('{"schema": "ridgeline.pull/1"}', "without evidence"),
+    ],
+)
+def test_what_explain_refuses(ridgeline, tmp_path, content, words):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_text(content)
+    assert words in ridgeline("explain", str(path), code=2)[1]
+    assert "--workload" in ridgeline("explain", str(path), "--workload", "W1", code=2)[1]
+    assert "unknown model" in ridgeline("explain", "no-such-model", code=2)[1]

@@ -8,13 +8,14 @@ import typer
 
 from ridgeline.kit.version import __version__
 
-from . import bench, doctor, eval, predict, pull, run
+from . import bench, doctor, eval, explain, predict, pull, run
 
 EXAMPLES = """An LLM inference engine that knows why it is as fast as it is.
 
 \b
   ridgeline run smollm2-135m "Why is the sky blue?"     a real model answers; the last lines say what it cost
   ridgeline bench smollm2-135m --ladder                 from a naive loop to this engine, measured and predicted
+  ridgeline explain smollm2-135m                        what bounds it here, and what to change first
   ridgeline predict random:llama-3-8b --operators       counts and memory of a model you do not have
   ridgeline doctor                                      what this machine can do, and what is missing
 """
@@ -23,7 +24,7 @@ app = typer.Typer(
     name="ridgeline", help=EXAMPLES, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for verb in (pull, doctor, run, bench, eval, predict):
+for verb in (pull, doctor, run, bench, eval, explain, predict):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 
 

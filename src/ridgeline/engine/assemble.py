@@ -67,7 +67,7 @@ def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool =
     program = record(model, STORAGES.get(config.storage), config.retention)
     check_needs(config, program)
     try:
-        bound = bind(program, body=config.body, activations=config.activations)
+        bound = bind_as(config, program)
     except UserError:
         if not is_only_counted:
             raise
@@ -75,10 +75,16 @@ def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool =
     return Described(config, model, program, make_bill(config, model.spec, bound, left))
 
 
+def bind_as(config: EngineConfig, program: Program) -> Bound:
+    """The bodies that a config means."""
+    reference = frozenset(config.reference)
+    return bind(program, body=config.body, reference=reference, activations=config.activations)
+
+
 def describe_companion(config: EngineConfig, model: str, left: int) -> Described:
     """A second program that follows the model's sequences: its own weights and KV, the same limits of a step."""
     described = describe(model, weights=config.weights)
-    own = msgspec.structs.replace(config, model=model, spec=None, keep="all")
+    own = msgspec.structs.replace(config, model=model, spec=None, keep="all", reference=())
     check_follows(record(described, STORAGES.get(config.storage)))
     per_block = kv_block_bytes(own, described.spec)
     context = min(config.context or described.spec.context, described.spec.context)
@@ -95,7 +101,7 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
     loaded = replace(loaded, spec=loaded.spec.reaching(promised.context))
     storage = STORAGES.get(config.storage)
     program = record(loaded, storage, config.retention)
-    bound = bind(program, body=config.body, activations=config.activations)
+    bound = bind_as(config, program)
     pools = tuple(
         KvPool(
             storage,

@@ -52,6 +52,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_kv_bytes: Annotated[int, "memory for kept beginnings that had to leave the KV pool"] = 0
     disk_kv_bytes: Annotated[int, "the same on disk, in RIDGELINE_HOME/kv, gone when the engine ends"] = 0
     keep: Annotated[str, "which tokens are kept: all, window:N, sinks:N+window:N, h2o:N+window:N"] = "all"
+    reference: Annotated[tuple[str, ...], "operators that run their reference body, to compare with; as attend"] = ()
     spec: Annotated[str | None, "guess tokens ahead: PROPOSER:option=value, as ngram:k=4; None: do not"] = None
 
     def check(self) -> None:

@@ -24,6 +24,7 @@ from ridgeline.state.sequence import Sequence
 from ridgeline.state.transfer import LoadBlock
 
 from .phases import DRAFT, PHASES, UNKNOWN, Phases
+from .process_counters import ProcessCounters, read_counters
 from .timeline import Timeline, TimelineKeeper
 
 MODEL = "model"
@@ -77,6 +78,7 @@ class StepTable(msgspec.Struct, frozen=True):
     memory: dict[str, Any] = {}  # what the memory reports, since the engine's start
     timeline: Timeline | None = None  # who did what in which step
     account_ns: int = 0  # noting, and summing up between steps; what reading costs is the reader's
+    process: ProcessCounters | None = None  # what the system did to the engine's process meanwhile
 
     def expert_counts(self) -> npt.NDArray[np.float64] | None:
         """[steps]; None unless every step counted them."""
@@ -101,7 +103,7 @@ class Account:
         self._reaches = reaches
         self._keeper = TimelineKeeper(parts)
         self._last_end: float | None = None
-        self.reset()
+        self.reset()  # reads the process's counters, which table() reads again: never in a step
 
     def reset(self) -> None:
         """Forget everything seen; sequences that are running are met again as prefill."""
@@ -125,6 +127,7 @@ class Account:
         self._other_ns: dict[str, npt.NDArray[np.int64]] = {}
         self._spent_ns = 0
         self._guessed = self._accepted = self._tokens_cached = self._transfer_ns = self._native_ns = 0
+        self._counters = read_counters()
 
     # -- StepObserver
 
@@ -179,6 +182,7 @@ class Account:
             self._experts.tobytes(),
             timeline=self._keeper.timeline(self._idle),
             account_ns=self._spent_ns,
+            process=read_counters().since(self._counters),
         )
 
     # -- inside

@@ -17,7 +17,7 @@ from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.op import TOKENS, Line
 from ridgeline.ops.program import Program
 from ridgeline.run.count import alike, weight_bytes
-from ridgeline.run.estimate import compute_kind, product_weights
+from ridgeline.run.estimate import Estimator, compute_kind, product_weights
 from ridgeline.run.machine import Machine
 
 from .account import StepTable
@@ -27,6 +27,7 @@ from .roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH, roof_seconds
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 ROOFS = (COMPUTE, WEIGHT_BANDWIDTH, KV_BANDWIDTH)
+MEMORY_SETS_PACE = 0.5  # from this share of a line's estimated time on
 
 
 @dataclass(slots=True)
@@ -43,7 +44,8 @@ class PartWork:
     """One operator over all layers and steps. measured_s, moved_bytes (weights, KV), flops by kind: [PHASES].
 
     by_phase, phase_roof_s: cost and roofline seconds [PHASES]. is_stored: it reads products' weights or KV, so that
-    memory is one of its ceilings; other operators live in the caches.
+    memory is one of its ceilings; other operators live in the caches. expected_s: [ROOFS], what the estimator gives
+    it, by the ceiling that sets its pace with the kernels we have.
     """
 
     cost: Cost = field(default_factory=Cost)
@@ -51,6 +53,7 @@ class PartWork:
     by_phase: list[Cost] = field(default_factory=lambda: [Cost()] * len(PHASES))
     phase_roof_s: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
     is_stored: bool = False
+    expected_s: Doubles = field(default_factory=lambda: np.zeros(len(ROOFS)))
     measured_s: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
     moved_bytes: Doubles = field(default_factory=lambda: np.zeros(len(PHASES)))
     flops: dict[str, Doubles] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class Attribution:
         self.mixed_steps = int((present.sum(0) > 1).sum())
         self._mix = (present << np.arange(len(PHASES))[:, None]).sum(0)  # [steps], the bit set of phases
         self._machine, self._set_bytes = machine, weight_bytes(program)
+        self._estimator = Estimator(program, machine)
         caused_s = np.zeros((len(PHASES), self.steps))
         line_ns = table.lines()
         for line, indices in alike(program):
@@ -96,6 +100,7 @@ class Attribution:
             part.is_stored |= bool(product_weights(line)) or own.kv_bytes > 0
         part.cost = part.cost + self._summed(cost, count)
         part.roof_s += float(roof_s.sum())
+        part.expected_s += self._expected(line, cost, count)
         part.measured_s += self._measured(measured_s, roof_s * shares)
         caused_s: Doubles = roof_s * shares
         return caused_s
@@ -121,6 +126,16 @@ class Attribution:
             shares = amounts / amounts.sum() if amounts.sum() > 0 else np.full(len(members), 1 / len(members))
             result[members] += measured_s[mix] * shares
         return result
+
+    def _expected(self, line: Line, cost: Cost, count: int) -> Doubles:
+        """[ROOFS] estimated seconds of `count` such lines over all steps, by what sets their pace: memory, where
+        reading the stored bytes is the larger part of it."""
+        seconds = self._dense(self._estimator.line_seconds(line, cost, self.whole))
+        read_s = self._dense((cost.weight_bytes + cost.kv_bytes) / self._machine.bandwidth(self._set_bytes))
+        is_kv = self._dense(np.greater(cost.kv_bytes, cost.weight_bytes))
+        place = (read_s >= MEMORY_SETS_PACE * seconds) * (read_s > 0) * (1 + is_kv)
+        expected_s: Doubles = np.bincount(place.astype(np.int64), count * seconds, minlength=len(ROOFS)).astype(float)
+        return expected_s
 
     def _roof(self, cost: Cost, kind: str) -> Doubles:
         return np.asarray(roof_seconds(cost, kind, self._machine, self._set_bytes))

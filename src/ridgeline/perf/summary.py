@@ -21,6 +21,7 @@ from .attribution import ROOFS, Attribution, Doubles, PartWork, PhaseWork
 from .energy import EnergySummary, Run, Work, energy
 from .meters import Interval
 from .phases import PHASES
+from .process_counters import ProcessCounters
 from .roofline import HOST, OperatorPoint, roof_name, stored_bytes
 
 
@@ -61,6 +62,7 @@ class PartSummary(msgspec.Struct, frozen=True):
     weight_bytes: float
     kv_bytes: float
     roof_share: float
+    expected_s: dict[str, float] = {}  # what the estimator gives it, by the ceiling that sets its pace
 
 
 class OtherSummary(msgspec.Struct, frozen=True):
@@ -105,6 +107,10 @@ class AccountSummary(msgspec.Struct, frozen=True):
     tokens_cached: int = 0
     transfers_s: float = 0.0
     memory: dict[str, Any] = {}  # state.ports.SequenceMemory.report
+    process: ProcessCounters | None = None  # of the engine's process, over the same time
+    sequences_mean: float = 0.0  # of a step
+    sequences_most: int = 0
+    kv_tokens_most: int = 0  # kept tokens that one step read
     share_rule: str = "share: v1"
     energy: EnergySummary | None = None  # None: nothing ran
     points: tuple[OperatorPoint, ...] = ()  # every timed operator in every phase, the longest first
@@ -174,6 +180,10 @@ def summarise(
         energy=energy(_run(table, work, phases, wall_s), machine, metered) if work.steps else None,
         points=_points(work.parts, machine, weight_bytes(program)),
         set_bytes=weight_bytes(program),
+        process=table.process,
+        sequences_mean=float(np.mean(work.whole.sequences)) if work.steps else 0.0,
+        sequences_most=int(np.max(work.whole.sequences)) if work.steps else 0,
+        kv_tokens_most=int(np.max(work.whole.kv_tokens)) if work.steps else 0,
     )
 
 
@@ -261,4 +271,5 @@ def _part(name: str, work: PartWork, busy_s: float) -> PartSummary:
         weight_bytes=work.cost.weight_bytes,
         kv_bytes=work.cost.kv_bytes,
         roof_share=work.roof_s / seconds if seconds > 0 else 0.0,
+        expected_s={roof: float(s) for roof, s in zip(ROOFS, work.expected_s, strict=True) if s > 0},
     )

@@ -1,0 +1,274 @@
+"""Evidence: everything a verdict may rest on, in one struct, and the quantities its rules speak of.
+
+Made from the account, this machine's measured ceilings and the process's counters; nothing is measured here. It is
+plain numbers, so that a stored run can be judged again. What was not measured is None, and no rule fires on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from ridgeline.engine.config import EngineConfig
+from ridgeline.run.bind import Bound, lacking
+from ridgeline.run.machine import Machine
+from ridgeline.run.reprobe import Reprobe
+from ridgeline.state.messages import EngineFacts
+
+from .process_counters import ProcessCounters
+from .roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH
+from .summary import AccountSummary
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One operator, summed over layers and steps. expected_s: estimated, by the ceiling that sets its pace.
+
+    body: "cpp" or "torch" (reference). is_avoidable: it runs its reference although a faster body is here.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+    expected_s: dict[str, float] = {}
+    body: str = "cpp"
+    is_avoidable: bool = False
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Something to try, priced before it is made: wall time now over wall time then, estimated, with its band."""
+
+    cause: str
+    option: str
+    words: str
+    gain: float
+    low: float
+    high: float
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """Where requests were, summed over them (EXPLAIN §3): seconds by interval, of e2e_s together."""
+
+    requests: int
+    e2e_s: float
+    intervals_s: dict[str, float]
+
+    def share(self, *prefixes: str) -> float:
+        """Of all requests' time, the intervals whose names begin so."""
+        found = sum(s for name, s in self.intervals_s.items() if name.startswith(prefixes))
+        return found / self.e2e_s if self.e2e_s > 0 else 0.0
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """observed_s: from the first thing asked to the last told, as the asker saw it; at least the steps' own wall.
+
+    between_s: inside steps, outside operators. roof_s: what the steps would take at this machine's ceilings alone.
+    achieved: (what was reached, the ceiling, its unit) by ceiling, in the phase that it bounds.
+    """
+
+    source: str
+    model: str
+    observed_s: float
+    step_s: float
+    host_s: float
+    operators_s: float
+    between_s: float
+    predicted_s: float
+    roof_s: float
+    phases_s: dict[str, float]
+    parts: tuple[Part, ...]
+    achieved: dict[str, tuple[float, float, str]]
+    steps: int
+    lines: int
+    native_calls: int
+    sequences_mean: float
+    sequences_most: int
+    sequences_limit: int
+    weight_bytes: float = 0.0
+    kv_bytes: float = 0.0
+    kv_occupancy: float | None = None  # kept tokens that the fullest step read, of all that the pool holds
+    threads: int = 1
+    isa: str | None = None
+    best_isa: str | None = None
+    reprobe: Reprobe | None = None
+    process: ProcessCounters | None = None
+    foreign_share: float | None = None
+    tokenize_s: float | None = None  # render, tokenise, detokenise, where the engine waited for it
+    waits: Waits | None = None
+    preemptions: int = 0
+    tokens_recomputed: int = 0
+    tokens: int = 0
+    ranks_s: tuple[float, ...] = ()  # busy seconds of every rank, expert group or stage, where there are several
+    link_s: float | None = None  # exposed transfers: collectives, hand-off, swap
+    changes: tuple[Change, ...] = ()
+    is_random: bool = False
+
+
+def gather(
+    summary: AccountSummary, bound: Bound, machine: Machine, config: EngineConfig, facts: EngineFacts,
+    *, source: str, observed_s: float | None = None, tokenize_s: float | None = None, waits: Waits | None = None,
+    now: Reprobe | None = None, foreign_share: float | None = None, changes: tuple[Change, ...] = (),
+) -> Evidence:  # fmt: skip
+    """Join what was seen. observed_s None: from the first step to the last."""
+    phases = {phase.name: phase.seconds for phase in summary.phases}
+    capacity = facts.kv_blocks * facts.block_tokens
+    tiers_s = summary.transfers_s or None
+    return Evidence(
+        source=source, model=facts.model, observed_s=max(summary.wall_s, observed_s or 0.0), step_s=summary.step_s,
+        host_s=summary.host_s, operators_s=summary.operators_s, between_s=max(0.0, summary.between_operators_s),
+        predicted_s=summary.predicted_s, roof_s=sum(phase.roof_s for phase in summary.phases), phases_s=phases,
+        parts=_parts(summary, bound), achieved=_achieved(summary, machine), steps=summary.steps,
+        lines=len(bound.program.lines), native_calls=summary.native_calls, sequences_mean=summary.sequences_mean,
+        sequences_most=summary.sequences_most, sequences_limit=config.max_sequences,
+        weight_bytes=sum(phase.weight_bytes for phase in summary.phases),
+        kv_bytes=sum(phase.kv_bytes for phase in summary.phases),
+        kv_occupancy=summary.kv_tokens_most / capacity if capacity else None, threads=facts.threads, isa=facts.isa,
+        best_isa=machine.fingerprint.instruction_sets[-1] if machine.fingerprint.instruction_sets else None,
+        reprobe=now, process=summary.process, foreign_share=foreign_share, tokenize_s=tokenize_s, waits=waits,
+        preemptions=summary.preemptions, tokens_recomputed=summary.tokens_recomputed,
+        tokens=sum(phase.tokens for phase in summary.phases), link_s=tiers_s, changes=changes,
+        is_random=facts.is_random,
+    )  # fmt: skip
+
+
+def _parts(summary: AccountSummary, bound: Bound) -> tuple[Part, ...]:
+    lines = {line.part: line for line in bound.program}
+    bodies: dict[str, str] = {}
+    for line, body in zip(bound.program, bound.bodies, strict=True):
+        bodies[line.part] = body if bodies.get(line.part) != "torch" else "torch"
+    return tuple(
+        Part(
+            part.name, lines[part.name].op.kind, part.seconds, part.expected_s, bodies[part.name],
+            bodies[part.name] == "torch" and not lacking(lines[part.name]),
+        )
+        for part in summary.parts
+    )  # fmt: skip
+
+
+def _achieved(summary: AccountSummary, machine: Machine) -> dict[str, tuple[float, float, str]]:
+    """What was reached of each ceiling, over the operators that it bounds."""
+    seconds: dict[str, float] = {}
+    done: dict[str, float] = {}
+    for part in summary.parts:
+        if not part.expected_s:
+            continue
+        roof = max(part.expected_s, key=lambda name: part.expected_s[name])
+        seconds[roof] = seconds.get(roof, 0.0) + part.seconds
+        amount = part.flops if roof == COMPUTE else part.weight_bytes + part.kv_bytes
+        done[roof] = done.get(roof, 0.0) + amount
+    found: dict[str, tuple[float, float, str]] = {}
+    for roof, spent_s in seconds.items():
+        limit, unit = (machine.bandwidth(None), "B/s")
+        if roof == COMPUTE:
+            limit, unit = max(machine.flops_per_s.values(), default=0.0), "FLOP/s"
+        elif roof == WEIGHT_BANDWIDTH:
+            limit = summary.bandwidth_bytes_per_s
+        if spent_s > 0:
+            found[roof] = (done[roof] / spent_s, limit, unit)
+    return found
+
+
+def quantities(evidence: Evidence) -> dict[str, float]:
+    """What rules speak of, by name; what is not known is absent. Shares are of observed_s unless they say otherwise.
+
+    Of every operator min(measured, expected) goes to the ceiling that sets its pace; what is above it is `excess`.
+    """
+    observed_s = evidence.observed_s
+    if observed_s <= 0 or evidence.steps == 0:
+        return {"steps": float(evidence.steps)}
+    paced, excess_s, avoidable_s = _split(evidence)
+    sample_s = sum(part.seconds for part in evidence.parts if part.kind == "sample")
+    idle_s = max(0.0, observed_s - evidence.step_s - evidence.host_s - (evidence.tokenize_s or 0.0))
+    found: dict[str, float | None] = {
+        "steps": float(evidence.steps),
+        "is timed": float(evidence.operators_s > 0),
+        "weight share": paced[WEIGHT_BANDWIDTH] / observed_s,
+        "kv share": paced[KV_BANDWIDTH] / observed_s,
+        "compute share": paced[COMPUTE] / observed_s,
+        "excess share": excess_s / observed_s,
+        "reference share": avoidable_s / observed_s,
+        "is slower isa": float(evidence.isa != evidence.best_isa and evidence.isa is not None),
+        "sampling share": sample_s / observed_s,
+        "between share": evidence.between_s / observed_s,
+        "host share": evidence.host_s / observed_s,
+        "idle share": idle_s / observed_s,
+        "busy share": (evidence.step_s + evidence.host_s) / observed_s,
+        "tokenize share": None if evidence.tokenize_s is None else evidence.tokenize_s / observed_s,
+        "recompute share": evidence.phases_s.get("recompute", 0.0) / observed_s,
+        "preemptions": float(evidence.preemptions),
+        "kv occupancy": evidence.kv_occupancy,
+        "slots used": evidence.sequences_mean / max(1, evidence.sequences_limit),
+        "calls per step": evidence.native_calls / evidence.steps,
+        "nearness": _nearness(evidence),
+        "link share": None if evidence.link_s is None else evidence.link_s / observed_s,
+        "imbalance": _imbalance(evidence),
+        "foreign share": evidence.foreign_share,
+        **_of_system(evidence),
+        **_of_requests(evidence),
+    }
+    known = {name: value for name, value in found.items() if value is not None}
+    known["best gain"] = max((change.gain for change in evidence.changes), default=1.0)
+    known["nearness share"] = min(1.0, 1 / known["nearness"]) if known["nearness"] > 0 else 0.0
+    known["capacity share"] = max(known.get("blocked share", 0.0), known["recompute share"])
+    if "arithmetic now" in known:
+        known["slower now"] = max(0.0, 1 - known["arithmetic now"])
+    return known
+
+
+def _split(evidence: Evidence) -> tuple[dict[str, float], float, float]:
+    """Seconds at the pace of each ceiling, above what was expected, and above it on bodies that need not be."""
+    paced = {WEIGHT_BANDWIDTH: 0.0, KV_BANDWIDTH: 0.0, COMPUTE: 0.0}
+    excess_s = avoidable_s = 0.0
+    for part in evidence.parts:
+        expected_s = sum(part.expected_s.values())
+        if part.kind == "sample":
+            continue
+        over_s = max(0.0, part.seconds - expected_s)
+        excess_s += over_s
+        avoidable_s += over_s if part.is_avoidable else 0.0
+        within = min(1.0, part.seconds / expected_s) if expected_s > 0 else 0.0
+        for roof, seconds in part.expected_s.items():
+            paced[roof] += within * seconds
+    return paced, excess_s, avoidable_s
+
+
+def _nearness(evidence: Evidence) -> float:
+    """Busy time over what was predicted, or over the roofs alone, whichever is nearer: 1 is as fast as it can be."""
+    busy_s = evidence.step_s + evidence.host_s
+    known = [ideal for ideal in (evidence.predicted_s, evidence.roof_s) if ideal > 0]
+    return min((busy_s / ideal for ideal in known), default=float("inf"))
+
+
+def _imbalance(evidence: Evidence) -> float | None:
+    """Of the slowest rank's time, how much the others wait on average."""
+    ranks = evidence.ranks_s
+    return None if len(ranks) < 2 or max(ranks) <= 0 else 1 - sum(ranks) / len(ranks) / max(ranks)
+
+
+def _of_system(evidence: Evidence) -> Mapping[str, float | None]:
+    process, now = evidence.process, evidence.reprobe
+    found: dict[str, float | None] = {
+        "arithmetic now": None if now is None else now.arithmetic,
+        "read now": None if now is None else now.read,
+    }
+    if process is not None and process.wall_s > 0:
+        found |= {
+            "run-queue share": process.wait_share,
+            "threads per core": evidence.threads / max(1.0, min(process.cores, process.quota_cores or process.cores)),
+            "throttled share": None if process.throttled_s is None else process.throttled_s / process.wall_s,
+            "major faults a second": process.major_faults / process.wall_s,
+            "swapped bytes": float(process.swapped_bytes),
+        }
+    return found
+
+
+def _of_requests(evidence: Evidence) -> Mapping[str, float | None]:
+    waits = evidence.waits
+    if waits is None:
+        return {}
+    return {
+        "queue share": waits.share("queue"),
+        "blocked share": waits.share("queue_blocked_blocks", "preempted", "recompute"),
+        "client share": waits.share("client_stall"),
+        "text share": waits.share("render", "tokenize", "deliver"),
+    }

@@ -1,0 +1,63 @@
+"""From one engine's account to the evidence of a verdict: joins summary, binding, prices and waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ridgeline.engine.assemble import bind_as
+from ridgeline.engine.config import EngineConfig
+from ridgeline.ops.program import Program
+from ridgeline.run.machine import Machine
+from ridgeline.run.reprobe import Reprobe
+from ridgeline.state.messages import EngineFacts
+
+from .account import StepTable
+from .cures import price
+from .evidence import Evidence, Waits, gather
+from .ledger import RunLedger
+from .summary import summarise
+
+TEXT = ("render", "tokenize", "grammar", "deliver")  # intervals of the request ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What only the asker saw. observed_s: from the first thing asked to the last told; tokenize_s: of it, with text
+    while the engine waited, None: as the ledger says; now: the ceilings probed again; foreign_share: of this machine,
+    used by others."""
+
+    source: str
+    observed_s: float | None = None
+    tokenize_s: float | None = None
+    now: Reprobe | None = None
+    foreign_share: float | None = None
+
+
+def evidence_of(
+    table: StepTable, ledger: RunLedger, program: Program, config: EngineConfig, facts: EngineFacts, machine: Machine,
+    seen: Seen,
+) -> Evidence:  # fmt: skip
+    """About 0.2 s, most of it for pricing changes; nothing is measured or run."""
+    waits = waits_of(ledger)
+    summary = summarise(table, program, machine)
+    wall_s = max(summary.wall_s, seen.observed_s or 0.0)
+    return gather(
+        summary, bind_as(config, program), machine, config, facts, source=seen.source, observed_s=seen.observed_s,
+        tokenize_s=text_s(seen, waits), waits=waits, now=seen.now, foreign_share=seen.foreign_share,
+        changes=price(config, table, program, machine, wall_s),
+    )  # fmt: skip
+
+
+def waits_of(ledger: RunLedger) -> Waits | None:
+    """None: no request was seen whole."""
+    if not ledger.requests:
+        return None
+    spent = {name: spent_ns * 1e-9 for name, spent_ns in ledger.wall_ns.items() if spent_ns > 0}
+    return Waits(len(ledger.requests), sum(one.e2e_ns for one in ledger.requests) * 1e-9, spent)
+
+
+def text_s(seen: Seen, waits: Waits | None) -> float | None:
+    """One thread turns text into tokens and back, request after request, so their seconds add up."""
+    if seen.tokenize_s is not None or waits is None:
+        return seen.tokenize_s
+    return sum(waits.intervals_s.get(name, 0.0) for name in TEXT)
