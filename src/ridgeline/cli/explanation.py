@@ -80,13 +80,15 @@ def observe(llm: LLM, workload: str | None, machine: Machine | None = None) -> E
     return evidence
 
 
-def _ask(llm: LLM) -> None:
-    """A short question as a person would ask it; token ids where the model has no tokenizer."""
+def _ask(llm: LLM) -> float | None:
+    """A short question as a person would ask it; token ids where the model has no tokenizer. What text took is in
+    the ledger, so there is nothing to tell."""
     options: dict[str, Any] = {"max_tokens": ANSWER_TOKENS, "ignore_stop": True}
     if llm.has_chat:
         llm.chat([{"role": "user", "content": QUESTION}], **options)
     else:
         llm.generate(QUESTION if llm.has_text else tuple(range(100, 132)), **options)
+    return None
 
 
 def _replay(llm: LLM, workload: str) -> float:

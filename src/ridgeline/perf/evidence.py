@@ -3,6 +3,7 @@
 Made from the account, this machine's measured ceilings and the process's counters; nothing is measured here. It is
 plain numbers, so that a stored run can be judged again. What was not measured is None, and no rule fires on it.
 """
+# size: gather takes each source of evidence by name
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from .evidence import Evidence
+from .process_counters import ProcessCounters
 from .roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH
 
 ACCOUNT, COUNTERS, PROBE, LEDGER, CEILINGS, ESTIMATOR = (
@@ -64,20 +65,8 @@ def _own(cause: str, evidence: Evidence, values: dict[str, float]) -> list[Fact]
         if evidence.kv_occupancy is not None:
             found.append(Fact("pool in use at most", evidence.kv_occupancy, "share", ACCOUNT))
         return found
-    if cause == "threads" and process is not None:
-        found = [Fact("threads", float(evidence.threads), "", COUNTERS, float(process.cores))]
-        if process.wait_share is not None:
-            found.append(Fact("ready and not running", process.wait_share, "share", COUNTERS))
-        found.append(Fact("involuntary switches", float(process.involuntary_switches), "", COUNTERS))
-        if process.throttled_s:
-            found.append(Fact("stopped for the quota", process.throttled_s, "s", COUNTERS, process.wall_s))
-        return found
-    if cause == "memory_system" and process is not None:
-        return [
-            Fact("major faults", float(process.major_faults), "", COUNTERS),
-            Fact("operators above what was expected", values.get("excess share", 0.0), "share", ACCOUNT),
-            Fact("swapped", float(process.swapped_bytes), "B", COUNTERS),
-        ]
+    if process is not None and cause in ("threads", "memory_system"):
+        return _system(cause, evidence, process, values)
     if cause == "clock" and evidence.reprobe is not None:
         return [
             Fact("arithmetic now over known", evidence.reprobe.arithmetic, "x", PROBE),
@@ -91,6 +80,22 @@ def _own(cause: str, evidence: Evidence, values: dict[str, float]) -> list[Fact]
     if cause == "undetermined":
         return _missing(evidence, values)
     return []
+
+
+def _system(cause: str, evidence: Evidence, process: ProcessCounters, values: dict[str, float]) -> list[Fact]:
+    if cause == "threads":
+        found = [Fact("threads", float(evidence.threads), "", COUNTERS, float(process.cores))]
+        if process.wait_share is not None:
+            found.append(Fact("ready and not running", process.wait_share, "share", COUNTERS))
+        found.append(Fact("involuntary switches", float(process.involuntary_switches), "", COUNTERS))
+        if process.throttled_s:
+            found.append(Fact("stopped for the quota", process.throttled_s, "s", COUNTERS, process.wall_s))
+        return found
+    return [
+        Fact("major faults", float(process.major_faults), "", COUNTERS),
+        Fact("operators above what was expected", values.get("excess share", 0.0), "share", ACCOUNT),
+        Fact("swapped", float(process.swapped_bytes), "B", COUNTERS),
+    ]
 
 
 def _roof(roof: str, evidence: Evidence) -> list[Fact]:

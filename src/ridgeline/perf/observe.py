@@ -1,4 +1,5 @@
 """From one engine's account to the evidence of a verdict: joins summary, binding, prices and waits."""
+# size: evidence_of takes each source of evidence by name
 
 from __future__ import annotations
 

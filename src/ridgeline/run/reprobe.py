@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from .machine import Machine, Probe
-from .probe import best_probe
+from .machine import Machine
+from .probe import Probe, best_probe
 
 SET_BYTES = 80 << 20  # beyond a share of most last-level caches, and touched in 30 ms
 BURSTS = 4
