@@ -16,6 +16,7 @@ from ridgeline.kit.cost import Cost
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.op import TOKENS, Line
 from ridgeline.ops.program import Program
+from ridgeline.run.activations import DEFAULT
 from ridgeline.run.count import alike, weight_bytes
 from ridgeline.run.estimate import Estimator, compute_kind, product_weights
 from ridgeline.run.machine import Machine
@@ -62,7 +63,7 @@ class PartWork:
 class Attribution:
     """Splits a StepTable's steps. `split`: [PHASES, steps], shares of each step's wall time; they sum to 1."""
 
-    def __init__(self, table: StepTable, program: Program, machine: Machine) -> None:
+    def __init__(self, table: StepTable, program: Program, machine: Machine, activations: str = DEFAULT) -> None:
         self.steps = len(table.step_times())
         self.phases = [PhaseWork(shape) for shape in _shapes(table, self.steps)]
         self.whole = replace(_sum([phase.shape for phase in self.phases]), experts=table.expert_counts())
@@ -71,7 +72,7 @@ class Attribution:
         self.mixed_steps = int((present.sum(0) > 1).sum())
         self._mix = (present << np.arange(len(PHASES))[:, None]).sum(0)  # [steps], the bit set of phases
         self._machine, self._set_bytes = machine, weight_bytes(program)
-        self._estimator = Estimator(program, machine)
+        self._estimator = Estimator(program, machine, activations)
         caused_s = np.zeros((len(PHASES), self.steps))
         line_ns = table.lines()
         for line, indices in alike(program):

@@ -28,10 +28,7 @@ from .attribution import Attribution
 from .evidence import Change
 from .roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH
 
-BAND = (
-    0.6,
-    1.15,
-)  # of the time an estimate saves: how far our estimates were off on SmolLM2 (docs/findings/explain.md)
+BAND = (0.6, 1.15)  # of the time an estimate saves: how far estimates were off (docs/findings/explain.md)
 WORTH = 1.05
 FEW_BITS = 6.0  # of a weight: below it fewer bits cost words their quality, and are not offered
 FORMATS = ("native", "q8_0", "q4_1")

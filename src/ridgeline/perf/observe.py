@@ -40,7 +40,7 @@ def evidence_of(
 ) -> Evidence:  # fmt: skip
     """About 0.2 s, most of it for pricing changes; nothing is measured or run."""
     waits = waits_of(ledger)
-    summary = summarise(table, program, machine)
+    summary = summarise(table, program, machine, activations=config.activations)
     wall_s = max(summary.wall_s, seen.observed_s or 0.0)
     return gather(
         summary, bind_as(config, program), machine, config, facts, source=seen.source, observed_s=seen.observed_s,

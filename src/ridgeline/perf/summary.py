@@ -132,7 +132,7 @@ def summarise(
     metered: what a meter said of the same time; None: there is none, and energy is estimated. activations: how integer
     products read them; only what is predicted depends on it.
     """
-    work = Attribution(table, program, machine)
+    work = Attribution(table, program, machine, activations)
     times = table.step_times()
     step_s = times[:, 1] - times[:, 0]
     estimator = Estimator(program, machine, activations)
