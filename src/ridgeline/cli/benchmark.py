@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import statistics
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM
+from ridgeline.perf.observe import Seen
 from ridgeline.perf.replay import Replay, Spread, replay
+from ridgeline.perf.verdict import judge
 from ridgeline.perf.workload import NAMES, Job, named_workload, read_workload
 from ridgeline.report.account_lines import account_lines
 from ridgeline.report.roofline_page import check_file
 from ridgeline.report.units import digits, percent, seconds
+from ridgeline.report.verdict_lines import verdict_line
 from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.run.noise import CpuWatch
 
@@ -47,16 +51,20 @@ def measure_workload(
         raise_ceilings(load_or_measure(llm.facts.threads))  # bandwidth moves from hour to hour: measure it in this run
         cold, warm = (replay(llm, [job]).requests[0].ttft_s or 0.0 for job in WARM)
         llm.account(reset=True)
-        watch = CpuWatch()
+        watch, began_s = CpuWatch(), time.perf_counter()
         with screen.counting(workload, sum(len(jobs) for jobs in runs_of)) as progress_of:
             runs = [replay(llm, jobs, progress_of) for jobs in runs_of]
-        foreign = watch.foreign_cpu_share()
+        seen = Seen("bench", time.perf_counter() - began_s, foreign_share=watch.foreign_cpu_share())
+        foreign = seen.foreign_share
         account = account_of(llm)
+        evidence = llm.evidence(seen)
+        verdict = judge(evidence)
         middle = _middle(runs)
         _print_run(screen, middle, repeats, foreign)
         screen.say(f"first request of the fresh process: {seconds(cold)}; one more like it: {seconds(warm)} (left out)")
         for line in account_lines(account, is_random=llm.facts.is_random):
             screen.say(line)
+        screen.say(verdict_line(verdict))
         keepsakes.write(llm, screen)
         if roofline is not None:
             show_roofline(screen, llm, account, f"{Path(model).name}, {Path(workload).name}", roofline, foreign)
@@ -64,6 +72,7 @@ def measure_workload(
             "bench", model=model, workload=workload, options=options, facts=llm.facts, requests=middle.requests,
             summary=middle.summary, repeats=[run.summary for run in runs], account=account,
             cold_ttft_s=cold, warm_ttft_s=warm, foreign_cpu_share=foreign, is_disturbed=is_busy(foreign),
+            verdict=verdict, evidence=evidence,
         )  # fmt: skip
 
 

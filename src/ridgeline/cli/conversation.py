@@ -12,12 +12,15 @@ from typing import Any
 from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM, Piece
 from ridgeline.perf.ledger import RunLedger
+from ridgeline.perf.observe import Seen
 from ridgeline.perf.shares import RULE
 from ridgeline.perf.summary import AccountSummary
+from ridgeline.perf.verdict import judge
 from ridgeline.report.account_lines import account_lines
 from ridgeline.report.ledger_view import cost_rows, step_line, token_line, wall_rows
 from ridgeline.report.roofline_page import check_file
 from ridgeline.report.units import digits
+from ridgeline.report.verdict_lines import verdict_line
 from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.state.event import Scored
 from ridgeline.state.request import Sampling
@@ -176,12 +179,17 @@ def _end(asked: Asked, llm: LLM, screen: Screen, **fields: Any) -> None:
         sys.stdout.flush()
     for line in account_lines(account, is_random=llm.facts.is_random):
         screen.aside(line)
+    evidence = llm.evidence(Seen("run"))
+    verdict = judge(evidence)
+    screen.aside(verdict_line(verdict))
     if asked.account:
         fields["ledger"] = _show_ledger(llm, screen)
     asked.keepsakes.write(llm, screen)
     if asked.roofline is not None:
         show_roofline(screen, llm, account, f"{asked.model}, one conversation", asked.roofline)
-    screen.finish("run", model=asked.model, **fields, account=account, facts=llm.facts)
+    screen.finish(
+        "run", model=asked.model, **fields, account=account, facts=llm.facts, verdict=verdict, evidence=evidence
+    )
 
 
 def _show_ledger(llm: LLM, screen: Screen) -> RunLedger:

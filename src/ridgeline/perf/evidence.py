@@ -210,7 +210,8 @@ def quantities(evidence: Evidence) -> dict[str, float]:
     known = {name: value for name, value in found.items() if value is not None}
     known["best gain"] = max((change.gain for change in evidence.changes), default=1.0)
     known["nearness share"] = min(1.0, 1 / known["nearness"]) if known["nearness"] > 0 else 0.0
-    known["capacity share"] = max(known.get("blocked share", 0.0), known["recompute share"])
+    again = known["recompute share"] if evidence.preemptions else 0.0  # without a cache all is computed again, too
+    known["capacity share"] = max(known.get("blocked share", 0.0), again)
     if "arithmetic now" in known:
         known["slower now"] = max(0.0, 1 - known["arithmetic now"])
     return known
@@ -267,9 +268,10 @@ def _of_requests(evidence: Evidence) -> Mapping[str, float | None]:
     waits = evidence.waits
     if waits is None:
         return {}
+    again = ("recompute",) if evidence.preemptions else ()
     return {
         "queue share": waits.share("queue"),
-        "blocked share": waits.share("queue_blocked_blocks", "preempted", "recompute"),
+        "blocked share": waits.share("queue_blocked_blocks", "preempted", *again),
         "client share": waits.share("client_stall"),
         "text share": waits.share("render", "tokenize", "deliver"),
     }

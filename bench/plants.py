@@ -1,0 +1,194 @@
+"""Plants bottlenecks of known cause and asks for verdicts: does it name what was planted, and nothing on tuned runs?
+
+    PYTHONPATH=src python bench/plants.py --out plants.jsonl [--kinds host,queue] [--set written|held_out]
+    PYTHONPATH=src python bench/plants.py --judge plants.jsonl        the rules alone, on what was recorded (1 s)
+
+One line a run in --out (its Evidence); a table of confusion, then one line of JSON. Levels are in plant_kinds.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from plant_kinds import Level, kinds
+
+from ridgeline.llm import LLM, Prompt
+from ridgeline.perf.evidence import Evidence
+from ridgeline.perf.observe import Seen
+from ridgeline.perf.replay import replay
+from ridgeline.perf.verdict import judge
+from ridgeline.perf.workload import Job
+from ridgeline.run.machine import Machine, load_or_measure
+from ridgeline.run.noise import CpuWatch
+from ridgeline.run.reprobe import reprobe
+
+HERE = Path(__file__).parent
+SPLIT = json.loads((HERE / "plants_split.json").read_text())
+SETS = ("written", "held_out")
+
+
+class Run(msgspec.Struct):
+    """One planted run: what was planted, and what was seen."""
+
+    kind: str
+    level: int
+    seed: int
+    set: str
+    evidence: Evidence
+
+
+class SlowText(LLM):
+    """Turning text into tokens takes `text_s` longer."""
+
+    text_s = 0.0
+
+    def encode(self, prompt: Prompt, *, special: bool = False) -> tuple[int, ...]:
+        time.sleep(self.text_s)
+        return super().encode(prompt, special=special)
+
+
+@contextmanager
+def burning(hogs: int) -> Iterator[None]:
+    """Processes of somebody else: their parent ends at once, so they are no family of ours."""
+    code = "import os, sys\nif os.fork(): os._exit(0)\nprint(os.getpid(), flush=True)\nwhile True: pass"
+    pids: list[int] = []
+    for _ in range(hogs):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as one:
+            pids.append(int(one.stdout.readline()))  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+
+def scaled(machine: Machine, factor: float) -> Machine:
+    """Ceilings as a catalogue might have them, `factor` higher than they are."""
+    reads = tuple(msgspec.structs.replace(read, bytes_per_s=factor * read.bytes_per_s) for read in machine.reads)
+    flops = {kind: factor * rate for kind, rate in machine.flops_per_s.items()}
+    return msgspec.structs.replace(machine, reads=reads, flops_per_s=flops)
+
+
+def start(level: Level) -> LLM:
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "ridgeline.worker")
+    if level.worker is not None:
+        command = (sys.executable, str(HERE / "plant_worker.py"), "--plant", json.dumps(level.worker))
+    llm = SlowText(level.model, command=(*level.prefix, *command), **level.options)
+    return llm
+
+
+def runs_of(kind: str, number: int, level: Level, seeds: list[int]) -> Iterator[Run]:
+    """One engine, one run a seed."""
+    llm = start(level)
+    try:
+        which = "written" if number in SPLIT["written"][kind] else "held_out"
+        machine = scaled(load_or_measure(llm.facts.threads if level.options.get("threads", 2) <= 2 else 2), level.scale)
+        for seed in seeds:
+            draw = random.Random(f"{kind} {number} {seed}")
+            replay(llm, [Job(tuple(draw.randrange(100, 400) for _ in range(16)), 4)])
+            llm.text_s = level.text_s  # type: ignore[attr-defined]
+            with burning(level.hogs):
+                llm.account(reset=True, machine=machine)
+                watch = CpuWatch()
+                observed_s = level.ask(llm, draw)
+                foreign = watch.foreign_cpu_share()
+            seen = Seen(f"planted {kind}", observed_s, None, reprobe(machine), foreign)
+            yield Run(kind, number, seed, which, llm.evidence(seen, machine=machine))
+    finally:
+        llm.close()
+
+
+def campaign(names: list[str], which: str | None, limit: int | None, deadline_s: float) -> Iterator[Run]:
+    """Levels of all kinds in turn, so that whatever drifts, drifts for all."""
+    table, until = kinds(), time.perf_counter() + deadline_s
+    for number in range(max(len(levels) for levels in table.values())):
+        for kind in names:
+            if number >= len(table[kind]) or (which and number not in SPLIT[which][kind]):
+                continue
+            if time.perf_counter() > until:
+                return
+            seeds = SPLIT["healthy_seeds" if kind == "healthy" else "seeds"][:limit]
+            yield from runs_of(kind, number, table[kind][number], seeds)
+
+
+def table_of(runs: list[Run]) -> dict[str, Any]:
+    """Planted against named, apart for the two sets; prints as it goes."""
+    found: dict[str, Any] = {}
+    for which in SETS:
+        mine = [run for run in runs if run.set == which]
+        named = [(run.kind, judge(run.evidence).cause) for run in mine]
+        planted = [pair for pair in named if pair[0] != "healthy"]
+        tuned = [pair for pair in named if pair[0] == "healthy"]
+        right = sum(kind == cause for kind, cause in planted)
+        alarms = sum(cause != "healthy" for _, cause in tuned)
+        found[which] = {
+            "planted": len(planted), "named first": right, "share": right / len(planted) if planted else None,
+            "healthy": len(tuned), "alarms": alarms,
+            "confusion": {f"{kind} -> {cause}": n for (kind, cause), n in sorted(Counter(named).items())},
+        }  # fmt: skip
+        print(
+            f"{which}: {right} of {len(planted)} planted causes named first; {alarms} alarms in {len(tuned)} tuned runs"
+        )
+        for kind in dict.fromkeys(kind for kind, _ in named):
+            causes = Counter(cause for other, cause in named if other == kind)
+            print(f"  {kind:<18}" + "  ".join(f"{cause} {n}" for cause, n in causes.most_common()))
+    return found
+
+
+def tell(run: Run) -> None:
+    verdict = judge(run.evidence)
+    mark = " " if verdict.cause == run.kind else "*"
+    shares = {name: round(value, 2) for name, value in verdict.measured.items() if value >= 0.1 and "share" in name}
+    near = round(verdict.measured.get("nearness", 0.0), 2)
+    print(
+        f"{mark} {run.kind} {run.level}/{run.seed} -> {verdict.cause} near {near} {shares}", file=sys.stderr, flush=True
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="append one line a run")
+    parser.add_argument("--judge", type=Path, help="judge recorded runs; plant nothing")
+    parser.add_argument("--kinds", help="some only, with commas")
+    parser.add_argument("--set", choices=SETS)
+    parser.add_argument("--seeds", type=int, help="first so many seeds only")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no engine after so long")
+    parser.add_argument("--verbose", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.judge:
+        lines = arguments.judge.read_bytes().splitlines()
+        runs = [msgspec.json.decode(line, type=Run) for line in lines]
+        chosen = (arguments.kinds or "").split(",")
+        runs = [run for run in runs if not arguments.kinds or run.kind in chosen]
+        runs = [run for run in runs if not arguments.set or run.set == arguments.set]
+        if arguments.verbose:
+            for run in runs:
+                tell(run)
+    else:
+        names = arguments.kinds.split(",") if arguments.kinds else list(kinds())
+        runs = []
+        for run in campaign(names, arguments.set, arguments.seeds, arguments.seconds):
+            runs.append(run)
+            tell(run)
+            if arguments.out:
+                with arguments.out.open("ab") as file:
+                    file.write(msgspec.json.encode(run) + b"\n")
+    print(json.dumps(table_of(runs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
