@@ -284,8 +284,9 @@ class LLM:
 
     def evidence(self, seen: Seen, *, reset: bool = False, machine: Machine | None = None) -> Evidence:
         """What a verdict about the same time rests on: perf.verdict.judge says it. `seen`: what the asker saw."""
+        machine = machine or load_or_measure(self.facts.threads)
         kept = self.recording(reset=reset, machine=machine)
-        return evidence_of(kept.table, kept.ledger, kept.program, self.config, self.facts, kept.machine, seen)
+        return evidence_of(kept.table, kept.ledger, self.program, self.config, self.facts, machine, seen)
 
     def close(self) -> None:
         if self.watch is not None:

@@ -16,10 +16,10 @@ from ridgeline.state.request import Sampling
 SMALL = ("--max-tokens", "6", "--kv-bytes", "4M")
 
 
-def test_an_answer_to_stdin_ends_with_four_account_lines(ridgeline, tiny):
+def test_an_answer_to_stdin_ends_with_the_account_and_a_verdict(ridgeline, tiny):
     _, stderr = ridgeline("run", tiny, "--raw", *SMALL, stdin="hello")
-    lines = stderr.splitlines()[-4:]
-    assert [line.split()[0] for line in lines] == ["Time", "Intensity", "Roof", "Energy"]
+    lines = stderr.splitlines()[-5:]
+    assert [line.split()[0] for line in lines] == ["Time", "Intensity", "Roof", "Energy", "Verdict"]
     assert "prefill (prompt)" in lines[0] and "tokens/s" in lines[0]
     assert "ridge" in lines[1] and "measured roof" in lines[2]
     assert "estimated (no meter here)" in lines[3] or "meter(" in lines[3]
@@ -62,7 +62,7 @@ class InterruptedLLM:
     """A real engine's account, and answers that are interrupted, fail, or come."""
 
     def __init__(self, llm: LLM, answers: list) -> None:
-        self.facts, self.account, self.answers = llm.facts, llm.account, answers
+        self.facts, self.account, self.evidence, self.answers = llm.facts, llm.account, llm.evidence, answers
         self.asked: list = []
 
     def stream_chat(self, messages, **options):
