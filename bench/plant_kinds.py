@@ -24,6 +24,9 @@ from ridgeline.state.request import Request
 SMALL, QWEN, GEMMA = "smollm2-135m", "qwen2.5-coder-0.5b", "gemma-3-270m"
 WORDS = ("water", "stone", "the", "river", "under", "a", "bridge", "of", "light", "and", "long", "years", "with", "his")
 
+# A pool of 28 blocks (SmolLM2: 16 tokens of 23,040 bytes): one conversation of 256 tokens, and the host for others.
+HOST_TIER = {"kv_bytes": 28 * 16 * 23_040, "host_kv_bytes": 256 << 20, "max_sequences": 1, "context": 400}
+
 Ask = Callable[[LLM, random.Random], float]  # -> seconds observed
 
 
@@ -56,6 +59,18 @@ def burst(count: int, prompt: int, output: int) -> Ask:
         return time.perf_counter() - began_s
 
     return ask
+
+
+def again(ask: Ask, seconds: float = 2.0) -> Ask:
+    """Asked over and over for so long: tuned runs need calm moments, too."""
+
+    def asks(llm: LLM, draw: random.Random) -> float:
+        began_s = time.perf_counter()
+        while time.perf_counter() - began_s < seconds:
+            ask(llm, draw)
+        return time.perf_counter() - began_s
+
+    return asks
 
 
 def after_prompts(count: int, prompt: int, output: int) -> Ask:
@@ -102,6 +117,35 @@ def texts(count: int, words: int, output: int) -> Ask:
         began_s = time.perf_counter()
         for _ in range(count):
             llm.generate(" ".join(draw.choices(WORDS, k=words)), max_tokens=output, ignore_stop=True)
+        return time.perf_counter() - began_s
+
+    return ask
+
+
+def reading(prompt: int, output: int, pause_s: float) -> Ask:
+    """One stream whose reader does something else after every piece."""
+
+    def ask(llm: LLM, draw: random.Random) -> float:
+        began_s = time.perf_counter()
+        for _ in llm.stream(ids(draw, prompt), max_tokens=output, ignore_stop=True):
+            time.sleep(pause_s * draw.uniform(0.8, 1.2))
+        return time.perf_counter() - began_s
+
+    return ask
+
+
+def returning(count: int, prompt: int, output: int, rounds: int) -> Ask:
+    """`count` conversations in turn, more than the pool holds: their beginnings go to the host and come back."""
+
+    def ask(llm: LLM, draw: random.Random) -> float:
+        prompts = [ids(draw, prompt) for _ in range(count)]
+        for one in prompts:
+            llm.generate(one, max_tokens=2, ignore_stop=True)
+        llm.account(reset=True)
+        began_s = time.perf_counter()
+        for _ in range(rounds):
+            for one in prompts:
+                llm.generate((*one, *ids(draw, 4)), max_tokens=output, ignore_stop=True)
         return time.perf_counter() - began_s
 
     return ask
@@ -212,12 +256,17 @@ def kinds() -> dict[str, list[Level]]:
         ],
         "memory_system": [Level(burst(1, 16, 12), worker={"dropped": share}) for share in (0.1, 0.2, 0.4, 0.7, 1.0)],
         "underload": [Level(thinking(4, 24, 12, think_s)) for think_s in (0.15, 0.25, 0.4, 0.6, 1.0)],
+        "client": [Level(reading(16, 40, pause_s)) for pause_s in (0.025, 0.035, 0.05, 0.07, 0.1)],
+        "link": [
+            Level(returning(3, 256, 12, 2), options=HOST_TIER, worker={"block_s": block_s})
+            for block_s in (0.002, 0.003, 0.005, 0.008, 0.015)
+        ],
         "clock": [Level(burst(1, 16, 48), options=tuned, scale=scale) for scale in (1.6, 1.8, 2.0, 2.5, 3.0)],
         "healthy": [
-            Level(burst(1, 16, 96), options=tuned), Level(burst(1, 64, 128), options=tuned),
-            Level(burst(2, 32, 96), options=tuned), Level(burst(4, 32, 64), options=tuned),
-            Level(burst(8, 32, 48), options=tuned), Level(burst(1, 128, 128), options=tuned),
-            Level(burst(1, 32, 48), QWEN, tuned), Level(burst(2, 32, 32), QWEN, tuned),
-            Level(burst(1, 32, 64), GEMMA, tuned), Level(burst(4, 128, 48), options=tuned),
+            Level(again(burst(1, 16, 96)), options=tuned), Level(again(burst(1, 64, 128)), options=tuned),
+            Level(again(burst(2, 32, 96)), options=tuned), Level(again(burst(4, 32, 64)), options=tuned),
+            Level(again(burst(8, 32, 48)), options=tuned), Level(again(burst(1, 128, 128)), options=tuned),
+            Level(again(burst(1, 32, 48)), QWEN, tuned), Level(again(burst(2, 32, 32)), QWEN, tuned),
+            Level(again(burst(1, 32, 64)), GEMMA, tuned), Level(again(burst(4, 128, 48)), options=tuned),
         ],
     }  # fmt: skip

@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence as Many
 from typing import Any
 
+import numpy as np
+
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.process import serve
@@ -25,6 +27,7 @@ from ridgeline.run.runner import Runner
 from ridgeline.schedule.policy import Policy
 from ridgeline.state.plan import StepPlan
 from ridgeline.state.sequence import Rank, Sequence
+from ridgeline.state.transfer import LoadBlock, SaveBlock
 from ridgeline.worker import make_engine
 
 PROT_READ, MAP_PRIVATE, MAP_FIXED, DONTNEED, PAGE = 1, 2, 16, 4, 4096
@@ -90,7 +93,7 @@ class Dropped:
 
     def _map(self, item: Any) -> tuple[int, int, int] | None:
         """(address, bytes, place in the file) of the whole pages of one packed matrix, now a view of the file."""
-        data = getattr(item, "data", item)
+        data = np.frombuffer(getattr(item, "data", item), np.uint8)
         begin = -(-data.ctypes.data // PAGE) * PAGE
         nbytes = (data.ctypes.data + data.nbytes - begin) // PAGE * PAGE
         if nbytes < 1 << 16:
@@ -120,11 +123,27 @@ class Dropped:
         return getattr(self._runner, name)
 
 
+def throttle(runner: Runner, block_s: float) -> None:
+    """A slow link: every block that is saved outside the pool or comes back takes `block_s` longer."""
+    carry_out = runner._mover.run
+
+    def run(transfers: Any) -> int:
+        moves = tuple(transfers)
+        taken_ns = carry_out(moves)
+        slow_ns = int(1e9 * block_s * sum(isinstance(move, SaveBlock | LoadBlock) for move in moves))
+        time.sleep(slow_ns * 1e-9)
+        return taken_ns + slow_ns
+
+    runner._mover.run = run
+
+
 def planted(plant: dict[str, float], engine: Engine) -> Engine:
     if "busy_s" in plant:
         engine.scheduler.policy = BusyPolicy(engine.scheduler.policy, plant["busy_s"])
     if "wait_s" in plant:
         split_lines(engine.runner, plant["wait_s"])
+    if "block_s" in plant:
+        throttle(engine.runner, plant["block_s"])
     if "dropped" in plant:
         engine.runner = Dropped(engine.runner, plant["dropped"])
     return engine
@@ -132,7 +151,7 @@ def planted(plant: dict[str, float], engine: Engine) -> Engine:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plant", required=True, help="JSON: busy_s, wait_s or dropped")
+    parser.add_argument("--plant", required=True, help="JSON: busy_s, wait_s, block_s or dropped")
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
     plant = json.loads(arguments.plant)

@@ -34,6 +34,7 @@ from ridgeline.perf.meters import Watch, open_meter
 from ridgeline.perf.observe import Seen, evidence_of
 from ridgeline.perf.recording import Recording
 from ridgeline.perf.summary import AccountSummary, summarise
+from ridgeline.perf.verdict import Verdict, judge
 from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
 from ridgeline.state.messages import EngineFacts
@@ -115,6 +116,7 @@ class LLM:
         self._tokenizer = self._described.tokenizer()
         self._notes = ClientNotes()
         self._client = EngineClient(self.config, command=command)
+        self._since_s = time.perf_counter()  # when the account began
         meter = open_meter()
         self.watch = None if meter is None else Watch(meter)  # joules since the last reset; None: no meter here
 
@@ -260,7 +262,7 @@ class LLM:
 
         None: those measured here before, or now.
         """
-        table = self._client.account(StepTable, reset=reset)
+        table = self._table(reset)
         metered = None if self.watch is None else self.watch.interval()
         if reset and self.watch is not None:
             self.watch.restart()
@@ -274,13 +276,27 @@ class LLM:
 
     def recording(self, *, reset: bool = False, machine: Machine | None = None) -> Recording:
         """All that is known of the run since the start (or the last reset), to make a ledger, a trace or rows of."""
-        table = self._client.account(StepTable, reset=reset)
+        table = self._table(reset)
         power = () if self.watch is None else self.watch.power()
         about = {"model": self.config.model, "threads": self.facts.threads, "version": __version__}
         return Recording(
             table, dict(self._notes.by_request), self.program, machine or load_or_measure(self.facts.threads), power,
             self.facts.block_tokens, about,
         )  # fmt: skip
+
+    def why(self, *, reset: bool = False, machine: Machine | None = None) -> Verdict:
+        """What bounds this engine, live: the verdict of all since the start (or the last reset), idle time included.
+
+        About 0.3 s of the caller's thread; the engine goes on. UNDETERMINED before the first step.
+        """
+        seen = Seen("live", observed_s=time.perf_counter() - self._since_s)
+        return judge(self.evidence(seen, reset=reset, machine=machine))
+
+    def _table(self, reset: bool) -> StepTable:
+        table = self._client.account(StepTable, reset=reset)
+        if reset:
+            self._since_s = time.perf_counter()
+        return table
 
     def evidence(self, seen: Seen, *, reset: bool = False, machine: Machine | None = None) -> Evidence:
         """What a verdict about the same time rests on: perf.verdict.judge says it. `seen`: what the asker saw."""

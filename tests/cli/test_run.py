@@ -94,7 +94,7 @@ def test_an_interrupted_answer_still_prints_its_account(llm, capsys):
     captured = capsys.readouterr()
     document = json.loads(captured.out.splitlines()[-1])
     assert document["text"] == "once " and document["finish"] == "cancelled"
-    assert "measured roof" in captured.err.splitlines()[-2]
+    assert "measured roof" in captured.err.splitlines()[-3] and captured.err.splitlines()[-1].startswith("Verdict")
 
 
 def test_a_chat_remembers_forgets_and_survives_errors(llm, capsys):
@@ -132,6 +132,8 @@ def test_one_request_can_be_told_interval_by_interval_and_kept(ridgeline, tiny, 
     assert json.loads(trace.read_text())["otherData"]["model"] == tiny
     head = json.loads(rows.read_text().splitlines()[0])
     assert head["run"]["requests"][0]["wall_ns"] == one["wall_ns"]
+    (judged,) = document["request_verdicts"]
+    assert judged["request_id"] == one["request_id"] and 0 < judged["share"] <= 1
     stdout, _ = ridgeline("run", tiny, "hello", "--account", *SMALL)
     assert "Where its time went" in stdout and "residual" in stdout and "share: v1" in stdout
 

@@ -13,6 +13,7 @@ from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM
 from ridgeline.perf.observe import Seen
 from ridgeline.perf.replay import Replay, Spread, replay
+from ridgeline.perf.request_verdict import judge_request
 from ridgeline.perf.verdict import judge
 from ridgeline.perf.workload import NAMES, Job, named_workload, read_workload
 from ridgeline.report.account_lines import account_lines
@@ -73,6 +74,7 @@ def measure_workload(
             summary=middle.summary, repeats=[run.summary for run in runs], account=account,
             cold_ttft_s=cold, warm_ttft_s=warm, foreign_cpu_share=foreign, is_disturbed=is_busy(foreign),
             verdict=verdict, evidence=evidence,
+            request_verdicts=[judge_request(one, verdict) for one in llm.ledger().requests],
         )  # fmt: skip
 
 

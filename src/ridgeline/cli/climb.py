@@ -70,7 +70,7 @@ def climb(
     with screen.counting("climbing", steps) as progress_of:
         for jobs in runs_of:  # interleaved: whatever drifts, drifts for all
             for runs, each in zip(measured, configs, strict=True):
-                runs.append(measure_rung(each, jobs, progress_of))
+                runs.append(measure_rung(each, jobs, progress_of, machine))
             if rival is not None:
                 rival_runs.append(rival.measure(jobs, progress_of))
     results = [rung_result(rung, runs, guess) for rung, runs, guess in zip(rungs, measured, predicted, strict=True)]
@@ -154,11 +154,11 @@ def _print(
             seconds(result.ttft_s), _optional(result.predicted_ttft_s),
             seconds(result.tpot_s), _optional(result.predicted_tpot_s),
             seconds(result.itl_p99_s), _optional(result.predicted_itl_p99_s),
-            _optional(result.cold_ttft_s), _optional(result.warm_ttft_s),
+            _optional(result.cold_ttft_s), _optional(result.warm_ttft_s), _verdict(result),
         ))  # fmt: skip
     columns = (
         "rung", "adds", "tokens/s", "predicted", "ratio", "TTFT", "predicted", "TPOT", "predicted", "ITL p99",
-        "predicted", "cold", "warm",
+        "predicted", "cold", "warm", "verdict",
     )  # fmt: skip
     screen.table(columns, rows, _subject(config.model, jobs))
     screen.say(
@@ -173,6 +173,12 @@ def _print(
     if described.random:
         screen.say("random weights: times are real, words are not")
     screen.say(footer)
+
+
+def _verdict(result: RungResult) -> str:
+    """What bounds the rung, and how much of it that is."""
+    one = result.verdict
+    return "–" if one is None else f"{one.cause} {percent(one.share)}" if one.share else one.cause
 
 
 def _optional(value: float | None) -> str:
@@ -211,5 +217,5 @@ def _draw(
     )  # fmt: skip
     return bars(
         "The ladder: from a naive loop to this engine", _subject(model, jobs) + f", {threads} threads{words}",
-        [(result.name, result.adds) for result in results], [throughput, first], footer,
+        [(result.name, result.adds, f"verdict: {_verdict(result)}") for result in results], [throughput, first], footer,
     )  # fmt: skip

@@ -13,11 +13,12 @@ from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM, Piece
 from ridgeline.perf.ledger import RunLedger
 from ridgeline.perf.observe import Seen
+from ridgeline.perf.request_verdict import judge_request
 from ridgeline.perf.shares import RULE
 from ridgeline.perf.summary import AccountSummary
-from ridgeline.perf.verdict import judge
+from ridgeline.perf.verdict import Verdict, judge
 from ridgeline.report.account_lines import account_lines
-from ridgeline.report.ledger_view import cost_rows, step_line, token_line, wall_rows
+from ridgeline.report.ledger_view import cost_rows, request_line, step_line, token_line, wall_rows
 from ridgeline.report.roofline_page import check_file
 from ridgeline.report.units import digits
 from ridgeline.report.verdict_lines import verdict_line
@@ -183,7 +184,8 @@ def _end(asked: Asked, llm: LLM, screen: Screen, **fields: Any) -> None:
     verdict = judge(evidence)
     screen.aside(verdict_line(verdict))
     if asked.account:
-        fields["ledger"] = _show_ledger(llm, screen)
+        fields["ledger"] = ledger = _show_ledger(llm, screen, verdict)
+        fields["request_verdicts"] = [judge_request(one, verdict) for one in ledger.requests]
     asked.keepsakes.write(llm, screen)
     if asked.roofline is not None:
         show_roofline(screen, llm, account, f"{asked.model}, one conversation", asked.roofline)
@@ -192,7 +194,7 @@ def _end(asked: Asked, llm: LLM, screen: Screen, **fields: Any) -> None:
     )
 
 
-def _show_ledger(llm: LLM, screen: Screen) -> RunLedger:
+def _show_ledger(llm: LLM, screen: Screen, verdict: Verdict) -> RunLedger:
     """The last request, interval by interval; returns the ledger of all."""
     ledger = llm.ledger()
     for one in ledger.requests[-1:]:
@@ -200,6 +202,7 @@ def _show_ledger(llm: LLM, screen: Screen) -> RunLedger:
         screen.table(("phase", "caused", "share", "most of it"), cost_rows(one), f"What it caused ({RULE})")
         screen.say(token_line(one))
         screen.say(step_line(ledger))
+        screen.say(request_line(judge_request(one, verdict)))
     return ledger
 
 

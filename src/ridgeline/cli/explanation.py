@@ -17,9 +17,8 @@ from ridgeline.perf.replay import replay
 from ridgeline.perf.verdict import judge
 from ridgeline.report.units import percent
 from ridgeline.report.verdict_lines import time_rows, verdict_lines, verdict_rows
-from ridgeline.run.machine import Machine, load_or_measure, raise_ceilings
+from ridgeline.run.machine import Machine, load_or_measure, mean_pace, raise_ceilings, recheck
 from ridgeline.run.noise import CpuWatch
-from ridgeline.run.reprobe import reprobe
 
 from .benchmark import WARM, is_busy, jobs_of
 from .screen import Screen
@@ -68,12 +67,12 @@ def observe(llm: LLM, workload: str | None, machine: Machine | None = None) -> E
     for job in WARM:
         replay(llm, [job])
     llm.account(reset=True, machine=machine)
-    watch = CpuWatch()
+    before, watch = recheck(machine), CpuWatch()
     began_s = time.perf_counter()
     text_s = _ask(llm) if workload is None else _replay(llm, workload)
     observed_s = time.perf_counter() - began_s
     foreign = watch.foreign_cpu_share()
-    seen = Seen("a fresh probe", observed_s, text_s, reprobe(machine), foreign)
+    seen = Seen("a fresh probe", observed_s, text_s, mean_pace(before, recheck(machine)), foreign)
     evidence = llm.evidence(seen, machine=machine)
     if any(achieved > ABOVE * limit for achieved, limit, _ in evidence.achieved.values()):
         evidence = llm.evidence(seen, machine=raise_ceilings(machine))

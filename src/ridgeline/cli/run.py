@@ -1,4 +1,4 @@
-"""ridgeline run: one answer, or a chat; ends with four lines that say what it cost."""
+"""ridgeline run: one answer, or a chat; ends with five lines: what it cost, and why."""
 # size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def command(
 ) -> None:
     """Run a model: one answer to PROMPT (or to stdin), or a chat when there is none.
 
-    Ends with four lines: where the time went, arithmetic intensity, the share of this machine's measured roof, energy.
+    Ends with five lines: where the time went, arithmetic intensity, the share of this machine's measured roof, energy,
+    and the verdict: what bounds it.
     In a chat: /clear forgets the conversation, /account shows the lines so far, /exit or Ctrl-D ends.
 
     \b

@@ -71,7 +71,7 @@ class Attribution:
         present = np.stack([phase.shape.tokens for phase in self.phases]) > 0  # [phases, steps]
         self.mixed_steps = int((present.sum(0) > 1).sum())
         self._mix = (present << np.arange(len(PHASES))[:, None]).sum(0)  # [steps], the bit set of phases
-        self._machine, self._set_bytes = machine, weight_bytes(program)
+        self._machine, self._set_bytes = machine, weight_bytes(program) + self._kept_bytes(program)
         self._estimator = Estimator(program, machine, activations)
         caused_s = np.zeros((len(PHASES), self.steps))
         line_ns = table.lines()
@@ -81,6 +81,11 @@ class Attribution:
         tokens = np.stack([phase.shape.tokens for phase in self.phases]).astype(float)
         caused_s = np.where(caused_s.sum(0) > 0, caused_s, tokens)
         self.split: Doubles = caused_s / np.maximum(caused_s.sum(0), 1e-300)
+
+    def _kept_bytes(self, program: Program) -> float:
+        """Of kept state that a step streams through the caches beside the weights, on average."""
+        costs = [(line.cost(self.whole), len(indices)) for line, indices in alike(program) if line.op.kind == "attend"]
+        return sum(count * float(self._dense(cost.kv_bytes).sum()) for cost, count in costs) / max(1, self.steps)
 
     def _attribute(self, line: Line, count: int, measured_s: Doubles) -> Doubles:
         """Add `count` lines of one sort to phases and parts; returns their roofline seconds [PHASES, steps]."""

@@ -13,13 +13,14 @@ import msgspec
 
 from ridgeline.engine.config import EngineConfig
 from ridgeline.run.bind import Bound, lacking
-from ridgeline.run.machine import Machine
-from ridgeline.run.reprobe import Reprobe
+from ridgeline.run.machine import Machine, Pace
 from ridgeline.state.messages import EngineFacts
 
 from .process_counters import ProcessCounters
 from .roofline import COMPUTE, KV_BANDWIDTH, WEIGHT_BANDWIDTH
 from .summary import AccountSummary
+
+ONE_CALL = 1.5  # native calls a step; fewer: the whole step is one, and there is nothing between its operators
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -63,8 +64,9 @@ class Waits(msgspec.Struct, frozen=True):
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """observed_s: from the first thing asked to the last told, as the asker saw it; at least the steps' own wall.
 
-    between_s: inside steps, outside operators. roof_s: what the steps would take at this machine's ceilings alone.
-    achieved: (what was reached, the ceiling, its unit) by ceiling, in the phase that it bounds.
+    between_s: in steps, between operators. answers_s: in steps, around the model: batches, logits to answers. roof_s:
+    what the steps would take at this machine's ceilings alone. achieved: (what was reached, the ceiling, its unit) by
+    ceiling, in the phase that it bounds.
     """
 
     source: str
@@ -74,6 +76,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     host_s: float
     operators_s: float
     between_s: float
+    answers_s: float = 0.0
     predicted_s: float
     roof_s: float
     phases_s: dict[str, float]
@@ -91,7 +94,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     isa: str | None = None
     best_isa: str | None = None
-    reprobe: Reprobe | None = None
+    pace: Pace | None = None  # ceilings probed around the run, over those known
+    calm: float = 0.0  # measured over predicted in the calmest part of the time; 0: not known
     process: ProcessCounters | None = None
     foreign_share: float | None = None
     tokenize_s: float | None = None  # render, tokenise, detokenise, where the engine waited for it
@@ -108,7 +112,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 def gather(
     summary: AccountSummary, bound: Bound, machine: Machine, config: EngineConfig, facts: EngineFacts,
     *, source: str, observed_s: float | None = None, tokenize_s: float | None = None, waits: Waits | None = None,
-    now: Reprobe | None = None, foreign_share: float | None = None, changes: tuple[Change, ...] = (),
+    now: Pace | None = None, foreign_share: float | None = None, changes: tuple[Change, ...] = (),
+    answers_s: float = 0.0,
 ) -> Evidence:  # fmt: skip
     """Join what was seen. observed_s None: from the first step to the last."""
     phases = {phase.name: phase.seconds for phase in summary.phases}
@@ -116,7 +121,8 @@ def gather(
     tiers_s = summary.transfers_s or None
     return Evidence(
         source=source, model=facts.model, observed_s=max(summary.wall_s, observed_s or 0.0), step_s=summary.step_s,
-        host_s=summary.host_s, operators_s=summary.operators_s, between_s=max(0.0, summary.between_operators_s),
+        host_s=summary.host_s, operators_s=summary.operators_s,
+        between_s=max(0.0, summary.between_operators_s - summary.transfers_s - answers_s), answers_s=answers_s,
         predicted_s=summary.predicted_s, roof_s=sum(phase.roof_s for phase in summary.phases), phases_s=phases,
         parts=_parts(summary, bound), achieved=_achieved(summary, machine), steps=summary.steps,
         lines=len(bound.program.lines), native_calls=summary.native_calls, sequences_mean=summary.sequences_mean,
@@ -125,7 +131,7 @@ def gather(
         kv_bytes=sum(phase.kv_bytes for phase in summary.phases),
         kv_occupancy=summary.kv_tokens_most / capacity if capacity else None, threads=facts.threads, isa=facts.isa,
         best_isa=machine.fingerprint.instruction_sets[-1] if machine.fingerprint.instruction_sets else None,
-        reprobe=now, process=summary.process, foreign_share=foreign_share, tokenize_s=tokenize_s, waits=waits,
+        pace=now, calm=summary.calm_per_predicted, process=summary.process, foreign_share=foreign_share, tokenize_s=tokenize_s, waits=waits,
         preemptions=summary.preemptions, tokens_recomputed=summary.tokens_recomputed,
         tokens=sum(phase.tokens for phase in summary.phases), link_s=tiers_s, changes=changes,
         is_random=facts.is_random,
@@ -173,12 +179,16 @@ def quantities(evidence: Evidence) -> dict[str, float]:
     """What rules speak of, by name; what is not known is absent. Shares are of observed_s unless they say otherwise.
 
     Of every operator min(measured, expected) goes to the ceiling that sets its pace; what is above it is `excess`.
+    Expected is what the machine's pace around this run allows, where that was probed.
     """
     observed_s = evidence.observed_s
     if observed_s <= 0 or evidence.steps == 0:
         return {"steps": float(evidence.steps)}
     paced, excess_s, avoidable_s = _split(evidence)
-    sample_s = sum(part.seconds for part in evidence.parts if part.kind == "sample")
+    calls = evidence.native_calls / evidence.steps
+    sample_s = evidence.answers_s + sum(part.seconds for part in evidence.parts if part.kind == "sample")
+    if calls < ONE_CALL:  # nothing was dispatched in between: threads waited for the one that chose the last token
+        sample_s += evidence.between_s
     idle_s = max(0.0, observed_s - evidence.step_s - evidence.host_s - (evidence.tokenize_s or 0.0))
     found: dict[str, float | None] = {
         "steps": float(evidence.steps),
@@ -190,7 +200,7 @@ def quantities(evidence: Evidence) -> dict[str, float]:
         "reference share": avoidable_s / observed_s,
         "is slower isa": float(evidence.isa != evidence.best_isa and evidence.isa is not None),
         "sampling share": sample_s / observed_s,
-        "between share": evidence.between_s / observed_s,
+        "between share": 0.0 if calls < ONE_CALL else evidence.between_s / observed_s,
         "host share": evidence.host_s / observed_s,
         "idle share": idle_s / observed_s,
         "busy share": (evidence.step_s + evidence.host_s) / observed_s,
@@ -198,8 +208,8 @@ def quantities(evidence: Evidence) -> dict[str, float]:
         "recompute share": evidence.phases_s.get("recompute", 0.0) / observed_s,
         "preemptions": float(evidence.preemptions),
         "kv occupancy": evidence.kv_occupancy,
-        "slots used": evidence.sequences_mean / max(1, evidence.sequences_limit),
-        "calls per step": evidence.native_calls / evidence.steps,
+        "slots free": 1 - evidence.sequences_most / max(1, evidence.sequences_limit),
+        "calls per step": calls,
         "nearness": _nearness(evidence),
         "link share": None if evidence.link_s is None else evidence.link_s / observed_s,
         "imbalance": _imbalance(evidence),
@@ -211,6 +221,7 @@ def quantities(evidence: Evidence) -> dict[str, float]:
     known["best gain"] = max((change.gain for change in evidence.changes), default=1.0)
     known["nearness share"] = min(1.0, 1 / known["nearness"]) if known["nearness"] > 0 else 0.0
     again = known["recompute share"] if evidence.preemptions else 0.0  # without a cache all is computed again, too
+    known["starved share"] = known.get("queue share", 0.0) + known.get("preempted share", 0.0)
     known["capacity share"] = max(known.get("blocked share", 0.0), again)
     if "arithmetic now" in known:
         known["slower now"] = max(0.0, 1 - known["arithmetic now"])
@@ -220,25 +231,44 @@ def quantities(evidence: Evidence) -> dict[str, float]:
 def _split(evidence: Evidence) -> tuple[dict[str, float], float, float]:
     """Seconds at the pace of each ceiling, above what was expected, and above it on bodies that need not be."""
     paced = {WEIGHT_BANDWIDTH: 0.0, KV_BANDWIDTH: 0.0, COMPUTE: 0.0}
-    excess_s = avoidable_s = 0.0
+    slower, excess_s, avoidable_s = slowdowns(evidence.pace), 0.0, 0.0
     for part in evidence.parts:
-        expected_s = sum(part.expected_s.values())
+        expected = {roof: slower[roof] * seconds for roof, seconds in part.expected_s.items()}
+        expected_s = sum(expected.values())
         if part.kind == "sample":
             continue
         over_s = max(0.0, part.seconds - expected_s)
         excess_s += over_s
         avoidable_s += over_s if part.is_avoidable else 0.0
         within = min(1.0, part.seconds / expected_s) if expected_s > 0 else 0.0
-        for roof, seconds in part.expected_s.items():
+        for roof, seconds in expected.items():
             paced[roof] += within * seconds
     return paced, excess_s, avoidable_s
 
 
+def slowdowns(pace: Pace | None) -> dict[str, float]:
+    """How many times slower each ceiling is around this run than as known; at least 1: a faster moment proves
+    nothing about a run that may have missed it."""
+    read, arithmetic = (1.0, 1.0) if pace is None else (pace.read, pace.arithmetic)
+    memory = max(1.0, 1 / read) if read > 0 else 1.0
+    return {
+        WEIGHT_BANDWIDTH: memory, KV_BANDWIDTH: memory, COMPUTE: max(1.0, 1 / arithmetic) if arithmetic > 0 else 1.0,
+    }  # fmt: skip
+
+
 def _nearness(evidence: Evidence) -> float:
-    """Busy time over what was predicted, or over the roofs alone, whichever is nearer: 1 is as fast as it can be."""
+    """Busy time over what was predicted (in the calm part of the run, too), or over the roofs alone, whichever is
+    nearer: 1 is as fast as it can be."""
     busy_s = evidence.step_s + evidence.host_s
-    known = [ideal for ideal in (evidence.predicted_s, evidence.roof_s) if ideal > 0]
-    return min((busy_s / ideal for ideal in known), default=float("inf"))
+    slower = slowdowns(evidence.pace)
+    known_s = sum(sum(part.expected_s.values()) for part in evidence.parts)
+    now_s = sum(slower[roof] * seconds for part in evidence.parts for roof, seconds in part.expected_s.items())
+    scale = now_s / known_s if known_s > 0 else 1.0
+    predicted_s = evidence.predicted_s + (scale - 1) * min(known_s, evidence.predicted_s)
+    ratios = [busy_s / ideal for ideal in (predicted_s, scale * evidence.roof_s) if ideal > 0]
+    if evidence.calm > 0 and predicted_s > 0:
+        ratios.append(evidence.calm * evidence.predicted_s / predicted_s)
+    return min(ratios, default=float("inf"))
 
 
 def _imbalance(evidence: Evidence) -> float | None:
@@ -248,7 +278,7 @@ def _imbalance(evidence: Evidence) -> float | None:
 
 
 def _of_system(evidence: Evidence) -> Mapping[str, float | None]:
-    process, now = evidence.process, evidence.reprobe
+    process, now = evidence.process, evidence.pace
     found: dict[str, float | None] = {
         "arithmetic now": None if now is None else now.arithmetic,
         "read now": None if now is None else now.read,
@@ -272,6 +302,7 @@ def _of_requests(evidence: Evidence) -> Mapping[str, float | None]:
     return {
         "queue share": waits.share("queue"),
         "blocked share": waits.share("queue_blocked_blocks", "preempted", *again),
+        "preempted share": waits.share("preempted", *again),
         "client share": waits.share("client_stall"),
         "text share": waits.share("render", "tokenize", "deliver"),
     }

@@ -47,7 +47,7 @@ def _own(cause: str, evidence: Evidence, values: dict[str, float]) -> list[Fact]
     if cause == "host":
         return [Fact("between steps, each", evidence.host_s * per_step, "s", ACCOUNT)]
     if cause == "sampling":
-        sample_s = sum(part.seconds for part in evidence.parts if part.kind == "sample")
+        sample_s = evidence.answers_s + sum(part.seconds for part in evidence.parts if part.kind == "sample")
         return [Fact("choosing tokens, a step", sample_s * per_step, "s", ACCOUNT, evidence.step_s * per_step)]
     if cause == "tokenizer" and evidence.tokenize_s is not None:
         return [Fact("text to tokens and back", evidence.tokenize_s, "s", LEDGER, evidence.observed_s)]
@@ -67,10 +67,10 @@ def _own(cause: str, evidence: Evidence, values: dict[str, float]) -> list[Fact]
         return found
     if process is not None and cause in ("threads", "memory_system"):
         return _system(cause, evidence, process, values)
-    if cause == "clock" and evidence.reprobe is not None:
+    if cause == "clock" and evidence.pace is not None:
         return [
-            Fact("arithmetic now over known", evidence.reprobe.arithmetic, "x", PROBE),
-            Fact("read bandwidth now over known", evidence.reprobe.read, "x", PROBE),
+            Fact("arithmetic now over known", evidence.pace.arithmetic, "x", PROBE),
+            Fact("read bandwidth now over known", evidence.pace.read, "x", PROBE),
         ]
     if cause == "underload":
         return [

@@ -8,6 +8,7 @@ counted in, it would pass for a property of the rung.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,16 @@ from ridgeline.engine.build import rehearse
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.clock import VirtualClock
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
 from ridgeline.run.machine import Machine
+from ridgeline.run.noise import CpuWatch
 
+from .account import StepTable
+from .ledger import make_ledger
+from .observe import Seen, evidence_of
 from .replay import Replay, ReplaySummary, rehearse_replay, replay
+from .verdict import Verdict, judge
 from .workload import Job
 
 WARM_PROMPT, WARM_OUTPUT = 32, 4  # tokens of the request that shows cold against warm
@@ -67,6 +75,7 @@ class RungResult(msgspec.Struct, frozen=True):
     predicted_ttft_s: float | None = None
     predicted_tpot_s: float | None = None
     predicted_itl_p99_s: float | None = None
+    verdict: Verdict | None = None  # of the run in the middle
     first_ids: tuple[tuple[int, ...], ...] = ()  # of the first repeat, request by request
 
 
@@ -77,6 +86,7 @@ class Measured(msgspec.Struct, frozen=True):
     warm_ttft_s: float
     load_s: float
     replay: Replay
+    verdict: Verdict | None = None
 
 
 def pool_bytes(jobs: Sequence[Job], bytes_per_token: int, block_tokens: int) -> int:
@@ -97,12 +107,28 @@ def predict_rung(config: EngineConfig, machine: Machine, jobs: Sequence[Job]) ->
     return rehearse_replay(rehearse(config, machine, clock), clock, jobs).summary
 
 
-def measure_rung(config: EngineConfig, jobs: Sequence[Job], progress: Callable[[int], None]) -> Measured:
-    """In a fresh engine process: a first request cold, the same again, then the workload."""
+def measure_rung(
+    config: EngineConfig, jobs: Sequence[Job], progress: Callable[[int], None], machine: Machine | None = None
+) -> Measured:
+    """In a fresh engine process: a first request cold, the same again, then the workload. machine: against whose
+    ceilings the verdict is; None: no verdict."""
     prompt = tuple(range(100, 100 + WARM_PROMPT))
     with EngineClient(config) as client:
         cold, warm = (replay(client, [Job(prompt, WARM_OUTPUT)]).requests[0] for _ in range(2))
-        return Measured(cold.ttft_s or 0.0, warm.ttft_s or 0.0, client.facts.load_s, replay(client, jobs, progress))
+        client.account(StepTable, reset=True)
+        watch, began_s = CpuWatch(), time.perf_counter()
+        done = replay(client, jobs, progress)
+        seen = Seen("ladder", time.perf_counter() - began_s, foreign_share=watch.foreign_cpu_share())
+        verdict = None if machine is None else _judged(client, config, machine, seen)
+        return Measured(cold.ttft_s or 0.0, warm.ttft_s or 0.0, client.facts.load_s, done, verdict)
+
+
+def _judged(client: EngineClient, config: EngineConfig, machine: Machine, seen: Seen) -> Verdict:
+    described = describe(config.model, weights=config.weights)
+    program = record(described, STORAGES.get(config.storage), config.retention)
+    table = client.account(StepTable)
+    ledger = make_ledger(table, None, program, machine)
+    return judge(evidence_of(table, ledger, program, config, client.facts, machine, seen))
 
 
 def rung_result(rung: Rung, runs: Sequence[Measured], predicted: ReplaySummary | None) -> RungResult:
@@ -126,6 +152,7 @@ def rung_result(rung: Rung, runs: Sequence[Measured], predicted: ReplaySummary |
         predicted_ttft_s=None if predicted is None else ttft_of(predicted),
         predicted_tpot_s=None if predicted is None else tpot_of(predicted),
         predicted_itl_p99_s=None if predicted is None else stall_of(predicted),
+        verdict=sorted(runs, key=lambda run: run.replay.summary.output_tokens_per_s)[len(runs) // 2].verdict,
         first_ids=tuple(request.ids for request in runs[0].replay.requests),
     )
 

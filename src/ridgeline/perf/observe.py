@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from ridgeline.engine.assemble import bind_as
 from ridgeline.engine.config import EngineConfig
 from ridgeline.ops.program import Program
-from ridgeline.run.machine import Machine
-from ridgeline.run.reprobe import Reprobe
+from ridgeline.run.machine import Machine, Pace
 from ridgeline.state.messages import EngineFacts
 
 from .account import StepTable
 from .cures import price
 from .evidence import Evidence, Waits, gather
 from .ledger import RunLedger
-from .summary import summarise
+from .summary import AccountSummary, summarise
 
 TEXT = ("render", "tokenize", "grammar", "deliver")  # intervals of the request ledger
 
@@ -24,13 +23,13 @@ TEXT = ("render", "tokenize", "grammar", "deliver")  # intervals of the request 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What only the asker saw. observed_s: from the first thing asked to the last told; tokenize_s: of it, with text
-    while the engine waited, None: as the ledger says; now: the ceilings probed again; foreign_share: of this machine,
-    used by others."""
+    while the engine waited, None: as the ledger says; now: ceilings around it; foreign_share: of the machine, used by
+    others."""
 
     source: str
     observed_s: float | None = None
     tokenize_s: float | None = None
-    now: Reprobe | None = None
+    now: Pace | None = None
     foreign_share: float | None = None
 
 
@@ -45,8 +44,16 @@ def evidence_of(
     return gather(
         summary, bind_as(config, program), machine, config, facts, source=seen.source, observed_s=seen.observed_s,
         tokenize_s=text_s(seen, waits), waits=waits, now=seen.now, foreign_share=seen.foreign_share,
-        changes=price(config, table, program, machine, wall_s),
+        changes=price(config, table, program, machine, wall_s), answers_s=answers_s(summary, ledger),
     )  # fmt: skip
+
+
+def answers_s(summary: AccountSummary, ledger: RunLedger) -> float:
+    """Inside steps, but neither operators nor the gaps between them nor transfers: rows of logits become answers."""
+    if not ledger.steps or summary.operators_s <= 0:
+        return 0.0
+    gaps_s = ledger.gaps_ns * 1e-9 * summary.steps / ledger.steps
+    return max(0.0, summary.between_operators_s - summary.transfers_s - gaps_s)
 
 
 def waits_of(ledger: RunLedger) -> Waits | None:

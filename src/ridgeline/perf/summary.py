@@ -24,6 +24,8 @@ from .phases import PHASES
 from .process_counters import ProcessCounters
 from .roofline import HOST, OperatorPoint, roof_name, stored_bytes
 
+CALM = 0.25  # as calibration does: on a shared machine a run is slowed again and again, and never sped up
+
 
 class PhaseSummary(msgspec.Struct, frozen=True):
     """One phase. Bytes are those that had to move; intensity: FLOPs per byte of weights and KV.
@@ -111,6 +113,7 @@ class AccountSummary(msgspec.Struct, frozen=True):
     sequences_mean: float = 0.0  # of a step
     sequences_most: int = 0
     kv_tokens_most: int = 0  # kept tokens that one step read
+    calm_per_predicted: float = 0.0  # measured over predicted in the calmest part (CALM) of the time: others only slow
     share_rule: str = "share: v1"
     energy: EnergySummary | None = None  # None: nothing ran
     points: tuple[OperatorPoint, ...] = ()  # every timed operator in every phase, the longest first
@@ -135,16 +138,14 @@ def summarise(
     work = Attribution(table, program, machine, activations)
     times = table.step_times()
     step_s = times[:, 1] - times[:, 0]
-    estimator = Estimator(program, machine, activations)
-    predicted = np.asarray(estimator.step_seconds(work.whole), float) if work.steps else np.zeros(0)
+    predicted = _predicted(work, Estimator(program, machine, activations))
     ridge = machine.ridge(_linear_kind(program, machine), weight_bytes(program))
     phases = tuple(
         _phase(name, phase, split, step_s, predicted, ridge)
         for name, phase, split in zip(PHASES, work.phases, work.split, strict=True)
         if phase.shape.tokens.any()
     )
-    busy_s, predicted_s = float(step_s.sum()), float(predicted.sum())
-    operators_s = float(table.lines().sum() * 1e-9)
+    busy_s, predicted_s, operators_s = float(step_s.sum()), float(predicted.sum()), float(table.lines().sum() * 1e-9)
     wall_s = float(times[-1, 1] - times[0, 0]) if work.steps else 0.0
     longest = max(phases, key=lambda phase: phase.seconds, default=None)
     return AccountSummary(
@@ -184,7 +185,23 @@ def summarise(
         sequences_mean=float(np.mean(work.whole.sequences)) if work.steps else 0.0,
         sequences_most=int(np.max(work.whole.sequences)) if work.steps else 0,
         kv_tokens_most=int(np.max(work.whole.kv_tokens)) if work.steps else 0,
+        calm_per_predicted=_calm(step_s + table.host_s / max(1, work.steps), predicted),
     )
+
+
+def _predicted(work: Attribution, estimator: Estimator) -> Any:
+    """Seconds, [steps]."""
+    return np.asarray(estimator.step_seconds(work.whole), float) if work.steps else np.zeros(0)
+
+
+def _calm(measured_s: Any, predicted_s: Any) -> float:
+    """The ratio of both below which CALM of the predicted time was done; 0 when nothing was."""
+    if not len(predicted_s) or not (predicted_s > 0).all():
+        return 0.0
+    ratios = measured_s / predicted_s
+    order = np.argsort(ratios)
+    done = np.cumsum(predicted_s[order])
+    return float(ratios[order][np.searchsorted(done, CALM * done[-1])])
 
 
 def _run(table: StepTable, work: Attribution, phases: tuple[PhaseSummary, ...], wall_s: float) -> Run:

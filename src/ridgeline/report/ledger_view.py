@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ridgeline.perf.intervals import INTERVALS
 from ridgeline.perf.ledger import RequestLedger, RunLedger
+from ridgeline.perf.request_verdict import RequestVerdict
 
 from .units import percent, seconds
 
@@ -41,6 +42,12 @@ def cost_rows(one: RequestLedger) -> Rows:
         named = ", ".join(f"{name} {percent(ns / max(spent, 1))}" for name, ns in groups)
         rows.append((phase, seconds(spent * 1e-9), percent(spent / whole), named))
     return rows
+
+
+def request_line(one: RequestVerdict) -> str:
+    """What kept this request: its own waiting, or what bounds the whole run."""
+    why = "as the run" if one.is_of_run else "its own"
+    return f"verdict of this request: {one.cause}, {percent(one.share)} of its time ({why})"
 
 
 def token_line(one: RequestLedger) -> str:

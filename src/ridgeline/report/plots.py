@@ -13,7 +13,7 @@ from html import escape
 from .units import digits
 
 WIDTH, LABELS, MARGIN, GAP = 960, 250, 24, 36
-ROW, BAR, TOP, BOTTOM = 46, 13, 92, 40
+ROW, NOTE, BAR, TOP, BOTTOM = 46, 15, 13, 92, 40  # NOTE: more of a row, where labels have a third line
 NUMBERS = 92  # room right of the longest bar
 STYLE = """
   svg { --ink:#1f2328; --faint:#59636e; --rule:#d1d9e0; --page:#ffffff; --measured:#0969da; --predicted:#f0a35c; }
@@ -23,6 +23,7 @@ STYLE = """
   text { font-family: -apple-system, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; fill: var(--ink); }
   .title { font-size: 19px; font-weight: 600; } .faint { font-size: 12px; fill: var(--faint); }
   .label { font-size: 14px; font-weight: 600; } .number { font-size: 12px; font-variant-numeric: tabular-nums; }
+  .note { font-size: 12px; fill: var(--measured); }
   .unit { font-size: 13px; font-weight: 600; }
   .page { fill: var(--page); } .rule { stroke: var(--rule); } .measured { fill: var(--measured); }
   .predicted { fill: var(--predicted); }
@@ -39,9 +40,10 @@ class Panel:
     predicted: Sequence[float | None] = field(default_factory=tuple)
 
 
-def bars(title: str, subtitle: str, labels: Sequence[tuple[str, str]], panels: Sequence[Panel], footer: str) -> str:
-    """A chart: `labels` are (name, what it is) by row. Returns the SVG's text."""
-    height = TOP + ROW * len(labels) + BOTTOM
+def bars(title: str, subtitle: str, labels: Sequence[tuple[str, ...]], panels: Sequence[Panel], footer: str) -> str:
+    """A chart: `labels` are (name, what it is[, a note]) by row. Returns the SVG's text."""
+    high = ROW + NOTE * any(len(label) > 2 for label in labels)
+    height = TOP + high * len(labels) + BOTTOM
     width = (WIDTH - LABELS - 2 * MARGIN - GAP * (len(panels) - 1)) / len(panels)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
@@ -52,20 +54,21 @@ def bars(title: str, subtitle: str, labels: Sequence[tuple[str, str]], panels: S
         _text(MARGIN, 54, "faint", subtitle),
         *_legend(any(panel.predicted for panel in panels)),
     ]
-    for row, (name, what) in enumerate(labels):
-        y = TOP + ROW * row
+    for row, (name, what, *notes) in enumerate(labels):
+        y = TOP + high * row
         out += [
             f'<line class="rule" x1="{MARGIN}" y1="{y}" x2="{WIDTH - MARGIN}" y2="{y}"/>',
             _text(MARGIN, y + 20, "label", name),
             _text(MARGIN, y + 36, "faint", what),
+            *(_text(MARGIN, y + 36 + NOTE, "note", note) for note in notes),
         ]
     for index, panel in enumerate(panels):
-        out += _panel(panel, MARGIN + LABELS + index * (width + GAP), width)
+        out += _panel(panel, MARGIN + LABELS + index * (width + GAP), width, high)
     out += [_text(MARGIN, height - 14, "faint", footer), "</svg>"]
     return "\n".join(out) + "\n"
 
 
-def _panel(panel: Panel, left: float, width: float) -> list[str]:
+def _panel(panel: Panel, left: float, width: float, high: int) -> list[str]:
     known = [value for value in (*panel.measured, *panel.predicted) if value is not None]
     per_unit = (width - NUMBERS) / max(known) if known and max(known) > 0 else 0.0
     out = [_text(left, TOP - 10, "unit", f"{panel.name} ({panel.unit})")]
@@ -73,7 +76,7 @@ def _panel(panel: Panel, left: float, width: float) -> list[str]:
         for row, value in enumerate(values):
             if value is None:
                 continue
-            y, length = TOP + ROW * row + offset, max(1.5, value * per_unit)
+            y, length = TOP + high * row + offset, max(1.5, value * per_unit)
             out.append(
                 f'<rect class="{kind}" x="{left:.1f}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>'
                 + _text(left + length + 6, y + 11, "number", digits(value))

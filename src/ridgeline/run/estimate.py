@@ -53,8 +53,12 @@ class Estimator:
     def __init__(self, program: Program, machine: Machine, activations: str = DEFAULT) -> None:
         self.program, self.machine = program, machine
         self._activations = activations
-        self._bandwidth = machine.bandwidth(weight_bytes(program))  # weights are what a step streams
+        self._set_bytes = weight_bytes(program)
+        self._bandwidth = machine.bandwidth(self._set_bytes)  # weights are what a step streams
         self._sorts = [(line, len(indices)) for line, indices in alike(program)]
+        self._layers = sum(count for line, count in self._sorts if line.op.kind == "attend")
+        speeds = sorted((read.set_bytes, read.bytes_per_s) for read in machine.reads if read.threads == machine.threads)
+        self._speeds = np.log([size for size, _ in speeds]), np.array([speed for _, speed in speeds])
         self._kinds = [compute_kind(line) for line in program]
         self._products = {line.index: self._rates_of(line) for line, _ in self._sorts if line.op.kind in PRODUCTS}
         self._others = {
@@ -112,7 +116,12 @@ class Estimator:
         """
         kind = self._kinds[line.index]
         peak = self.machine.attainable(line.op.kind, kind) * self._typical(line, kind)
-        bandwidth = self._bandwidth * self.machine.efficiency.get(f"{line.op.kind} {kind} bytes", 1.0)
+        bandwidth: Any = self._bandwidth
+        if (
+            line.op.kind == "attend"
+        ):  # kept state is streamed as well: with few weights it decides which cache holds all
+            bandwidth = np.interp(np.log(self._set_bytes + self._layers * cost.kv_bytes + 1.0), *self._speeds)
+        bandwidth = bandwidth * self.machine.efficiency.get(f"{line.op.kind} {kind} bytes", 1.0)
         return np.maximum(cost.flops / peak, (cost.weight_bytes + cost.kv_bytes) / bandwidth)
 
     def _typical(self, line: Line, kind: str) -> float:

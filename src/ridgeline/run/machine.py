@@ -188,6 +188,15 @@ def recheck(machine: Machine, probe: Probe | None = None, watch: Watch | None = 
     return Pace(read, peak, watch.foreign_cpu_share())
 
 
+def mean_pace(first: Pace, second: Pace) -> Pace:
+    """Of two moments, before and after something."""
+    shares = [share for share in (first.foreign_share, second.foreign_share) if share is not None]
+    return Pace(
+        (first.read + second.read) / 2, (first.arithmetic + second.arithmetic) / 2,
+        statistics.fmean(shares) if shares else None,
+    )  # fmt: skip
+
+
 def _thread_counts(threads: int) -> list[int]:
     return sorted({threads, *(1 << power for power in range(threads.bit_length()))})
 
