@@ -33,7 +33,7 @@ from ridgeline.perf.observe import Seen
 from ridgeline.perf.replay import replay
 from ridgeline.perf.verdict import judge
 from ridgeline.perf.workload import Job
-from ridgeline.run.machine import Machine, Pace, load_or_measure, mean_pace, recheck
+from ridgeline.run.machine import Machine, Pace, fingerprint, load_or_measure, mean_pace, recheck
 from ridgeline.run.noise import CpuWatch
 
 HERE = Path(__file__).parent
@@ -41,6 +41,7 @@ SPLIT = json.loads((HERE / "plants_split.json").read_text())
 SETS = ("written", "held_out")
 # A run counts when the machine itself was calm before and after it; else it is done again, whatever its verdict was.
 CALM, CALM_READ, CALM_TRIES, TRIES = 0.8, 0.6, 8, 3
+DISTURBED = 0.1  # share of the processors: a run in which others had more is not judged, and is done again
 
 
 class Run(msgspec.Struct):
@@ -109,7 +110,7 @@ def runs_of(kind: str, number: int, level: Level, seeds: list[int]) -> Iterator[
                 after = recheck(machine)
                 pace = mean_pace(before, after)
                 run = Run(kind, number, seed, which, replace(evidence, pace=pace), before, after, redone)
-                if is_calm(before, level.scale) and is_calm(after, level.scale):
+                if is_calm(before, level.scale) and is_calm(after, level.scale) and not is_disturbed(run):
                     break
             yield run
     finally:
@@ -133,6 +134,13 @@ def observed(llm: LLM, level: Level, machine: Machine, name: str, before: Pace) 
 def is_calm(pace: Pace, scale: float) -> bool:
     """The machine itself is near its known ceilings. `scale`: what was planted on them; it is no excuse."""
     return scale * pace.arithmetic >= CALM and scale * pace.read >= CALM_READ
+
+
+def is_disturbed(run: Run) -> bool:
+    """Others used the processors although nothing of the kind was planted (reading pages from a disk is the system's
+    work, and counts as others')."""
+    is_planted = kinds()[run.kind][run.level].hogs > 0 or run.kind == "memory_system"
+    return not is_planted and (run.evidence.foreign_share or 0.0) > DISTURBED
 
 
 def calm_pace(machine: Machine, scale: float) -> Pace:
@@ -192,7 +200,29 @@ def table_of(runs: list[Run]) -> dict[str, Any]:
 
 def recorded(path: Path) -> list[Run]:
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [msgspec.json.decode(line, type=Run) for line in lines]
+    runs = [msgspec.json.decode(line, type=Run) for line in lines]
+    calm = [run for run in runs if not is_disturbed(run)]
+    if len(calm) < len(runs):
+        print(f"{len(runs) - len(calm)} runs that others disturbed are left out", file=sys.stderr)
+    return calm
+
+
+def compact(runs: list[Run], found: dict[str, Any]) -> str:
+    """One line a run: what was planted and named, and the few numbers that say how calm it was."""
+    lines = []
+    for run in sorted(runs, key=lambda run: (run.kind, run.level, run.seed)):
+        verdict, pace = judge(run.evidence), run.evidence.pace
+        row = {
+            "kind": run.kind, "level": run.level, "seed": run.seed, "set": run.set, "cause": verdict.cause,
+            "share": round(verdict.share, 3), "nearness": round(verdict.measured.get("nearness", 0.0), 2),
+            "next": [one.cause for one in verdict.next[:2]], "observed_s": round(run.evidence.observed_s, 2),
+            "read_now": round(pace.read, 2) if pace else None,
+            "arithmetic_now": round(pace.arithmetic, 2) if pace else None,
+            "foreign": round(run.evidence.foreign_share or 0.0, 2), "redone": run.redone,
+        }  # fmt: skip
+        lines.append(json.dumps(row))
+    head = {"machine": msgspec.to_builtins(fingerprint()), "sets": found}
+    return json.dumps(head)[:-1] + ', "runs": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 def tell(run: Run) -> None:
@@ -213,6 +243,7 @@ def main() -> int:
     parser.add_argument("--set", choices=SETS)
     parser.add_argument("--seeds", type=int, help="first so many seeds only")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no engine after so long")
+    parser.add_argument("--results", type=Path, help="with --judge: a compact file of every run and its verdict")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     if arguments.judge:
@@ -237,7 +268,10 @@ def main() -> int:
                 with arguments.out.open("ab") as file:
                     file.write(msgspec.json.encode(run) + b"\n")
     chosen_sets = SETS if arguments.judge and not arguments.set else (arguments.set or "written",)
-    print(json.dumps(table_of([run for run in runs if run.set in chosen_sets])))
+    found = table_of([run for run in runs if run.set in chosen_sets])
+    if arguments.results:
+        arguments.results.write_text(compact(runs, found))
+    print(json.dumps(found))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""One request's verdict: its own waiting where that is most of its time, else the run's; every interval has an owner."""
+"""One request's verdict: its own waiting where that is most of its time, else the run's; every interval is owned."""
 
 from __future__ import annotations
 
