@@ -69,11 +69,12 @@ class SlowText(LLM):
 
 @contextmanager
 def burning(hogs: int) -> Iterator[None]:
-    """Processes of somebody else: their parent ends at once, so they are no family of ours."""
+    """Processes of somebody else: their parent ends at once, so they are no family of ours. In our session,
+    or the kernel's grouping by session would give them less of the cores than a neighbour gets."""
     code = "import os, sys\nif os.fork(): os._exit(0)\nprint(os.getpid(), flush=True)\nwhile True: pass"
     pids: list[int] = []
     for _ in range(hogs):
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as one:
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as one:
             pids.append(int(one.stdout.readline()))  # type: ignore[union-attr]
     try:
         yield
@@ -101,7 +102,6 @@ def runs_of(kind: str, number: int, level: Level, seeds: list[int]) -> Iterator[
     """One engine, one run a seed."""
     llm = start(level)
     try:
-        which = "written" if number in SPLIT["written"][kind] else "held_out"
         machine = scaled(load_or_measure(llm.facts.threads if level.options.get("threads", 2) <= 2 else 2), level.scale)
         for seed in seeds:
             for redone in range(TRIES):
@@ -109,7 +109,7 @@ def runs_of(kind: str, number: int, level: Level, seeds: list[int]) -> Iterator[
                 evidence = observed(llm, level, machine, f"{kind} {number} {seed}", before)
                 after = recheck(machine)
                 pace = mean_pace(before, after)
-                run = Run(kind, number, seed, which, replace(evidence, pace=pace), before, after, redone)
+                run = Run(kind, number, seed, set_of(kind, number), replace(evidence, pace=pace), before, after, redone)
                 if is_calm(before, level.scale) and is_calm(after, level.scale) and not is_disturbed(run):
                     break
             yield run
@@ -198,9 +198,15 @@ def table_of(runs: list[Run]) -> dict[str, Any]:
     return found
 
 
+def set_of(kind: str, level: int) -> str:
+    return "written" if level in SPLIT["written"][kind] else "held_out"
+
+
 def recorded(path: Path) -> list[Run]:
     lines = path.read_bytes().splitlines() if path.exists() else []
     runs = [msgspec.json.decode(line, type=Run) for line in lines]
+    for run in runs:  # as the split says today
+        run.set = set_of(run.kind, run.level)
     calm = [run for run in runs if not is_disturbed(run)]
     if len(calm) < len(runs):
         print(f"{len(runs) - len(calm)} runs that others disturbed are left out", file=sys.stderr)

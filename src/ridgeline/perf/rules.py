@@ -50,6 +50,7 @@ def _at_most(quantity: str, most: float) -> Condition:
     return Condition(quantity, most=most)
 
 
+PREDICTED = 1.1  # how far calibrated predictions of tuned runs are off (docs/findings/verdict.md)
 TOLD = _at_least("is timed", 1)  # the recorder was on
 RULES = (
     Rule("memory_system", 1, "excess share",
@@ -103,8 +104,8 @@ RULES = (
          "kernels use an older instruction set than this machine has", plant="--isa plain or avx2"),
     Rule("kernel", 4, "excess share", (TOLD, _at_least("excess share", 0.5)),
          "operators are far under both roofs", plant="see above"),
-    Rule(HEALTHY, 5, "nearness share", (TOLD, _at_most("nearness", 1.15), _at_most("best gain", 1.25)),
-         "within 15 % of the nearest roof or of the prediction, and no setting is predicted to gain 25 %",
+    Rule(HEALTHY, 5, "nearness share", (TOLD, _at_most("nearness", 1.15 * PREDICTED), _at_most("best gain", 1.25)),
+         "within 15 % of the nearest roof or of what can be predicted, and no setting is predicted to gain 25 %",
          plant="tuned runs"),
     Rule("weight_bandwidth", 6, "weight share", (TOLD, _at_least("weight share", 0.35)),
          "reading the weights", roof="weight bandwidth", plant="f32 weights, batch 1"),
