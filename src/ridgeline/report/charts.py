@@ -13,7 +13,7 @@ from html import escape
 from .units import digits
 
 WIDTH, HEIGHT = 384, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 16, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 46
 SERIES = 6  # colours there are
 STYLE = """
   svg.chart { width: 100%; height: auto; display: block; }
@@ -49,7 +49,7 @@ def short(value: float) -> str:
     """20k, 1024, 0.5: a tick's label."""
     if 1000 <= abs(value) < 10_000:
         return f"{value:.0f}"
-    for size, unit in ((1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             text = f"{value / size:.3g}"
             return text + unit
@@ -86,7 +86,7 @@ def line_chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], level: float
     bottom = HEIGHT - BOTTOM
     out.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     out.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle", "faint"))
-    out.append(_text(LEFT - 46, TOP - 3, y.label, "start", "faint"))
+    out.append(_text(LEFT - 46, TOP - 14, y.label, "start", "faint"))
     if level is not None:
         at = scale_y(level)
         out.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')

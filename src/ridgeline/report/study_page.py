@@ -306,7 +306,8 @@ def _method(points: Points) -> str:
         f"{seconds(header.warm_s[0])} the first time, {seconds(header.warm_s[-1])} the last" if header.warm_s else "–"
     )
     lines = [
-        f"Warm-up: the same small request {len(header.warm_s)} times ({warm}); the first {cut} were cut.",
+        f"Warm-up: the same small request {len(header.warm_s)} times ({warm}); "
+        + (f"the first {cut} were cut." if cut < len(header.warm_s) else "never steady within 5 %: a busy machine."),
         f"{len(records)} measurements of {len({r.cell for r in records})} cells, in turn forwards and backwards; "
         f"medians are shown. {points.disturbed()} were disturbed by other work on this machine; where fewer than two "
         "of a cell were not, its fastest stands for it.",
