@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ridgeline.kernels import native
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.ops.attend import ATTEND
 
@@ -53,9 +54,10 @@ def exact(heads: Heads, qkv: np.ndarray) -> np.ndarray:
     return np.einsum("kgtc,ckd->tkgd", weights, v).reshape(tokens, -1)
 
 
-def assert_close(out: np.ndarray, expected: np.ndarray) -> None:
-    """A fifth of what ops/attend.py allows: 1e-4 of the largest output."""
-    np.testing.assert_allclose(out, expected, rtol=0, atol=ATTEND.error_for("f32") / 5 * np.abs(expected).max())
+def assert_close(storage: str, out: np.ndarray, expected: np.ndarray) -> None:
+    """A fifth of what ops/attend.py allows, of the largest output; the tenfold for int8 is AVX-512's alone."""
+    name = storage if native.isa().startswith("avx512") else "f32"
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ATTEND.error_for(name) / 5 * np.abs(expected).max())
 
 
 def run_chunks(team, heads, tokens, chunks, *, pages=None, **options) -> np.ndarray:
@@ -79,7 +81,7 @@ def test_one_pass_equals_float64(isa, teams, storage, heads) -> None:
     heads = dataclasses.replace(heads, storage=storage)
     for tokens in (1, 15, 16, 17, 63, 65, 130):
         out = run_chunks(teams(2), heads, tokens, [tokens])
-        assert_close(out, exact(heads, sequence_of(heads, tokens, np.arange(9)).qkv))
+        assert_close(storage, out, exact(heads, sequence_of(heads, tokens, np.arange(9)).qkv))
 
 
 @pytest.mark.parametrize("window", [1, 15, 16, 17, 64, 100, 300])
@@ -88,7 +90,7 @@ def test_windows_equal_float64_and_never_read_behind_themselves(isa, teams, stor
     heads = dataclasses.replace(SMALL, storage=storage, window=window)
     expected = exact(heads, sequence_of(heads, 330, np.arange(21)).qkv)
     for chunks in ([330], [64, 1, 100, 7, 40]):
-        assert_close(run_chunks(teams(3), heads, 330, chunks), expected)
+        assert_close(storage, run_chunks(teams(3), heads, 330, chunks), expected)
 
 
 @pytest.mark.parametrize("storage", STORED)

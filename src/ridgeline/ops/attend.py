@@ -69,4 +69,5 @@ def cost(batch: BatchShape, line: Line) -> Cost:
     )
 
 
-ATTEND = Op("attend", meaning, cost, error={"": 1e-4, "bf16": 1e-4})
+# int8: AVX-512 reads q as 16 bits and weights as 15 (cpp/attend_integers.h); scores may have a spread of hundreds.
+ATTEND = Op("attend", meaning, cost, error={"": 1e-4, "bf16": 1e-4, "int8": 1e-3})

@@ -7,7 +7,7 @@
 // rows of a tree (I9) do what they would do had their branch been computed alone, bit for bit: keys of the tree are gathered
 // into pages of that branch first. Sinks (C9) are read as if the window followed them at once: q is turned back by what lies
 // between. Mass (C10) is a second pass, rows in order, once their maxima and sums are known.
-#include "attend_rows.h"
+#include "attend_bodies.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
@@ -22,6 +22,7 @@ struct Attend {
   float* partials;   // [token][head][split][partial_floats]
   float* stats;      // [token][head][maximum, sum] when the pool keeps mass
   bool quant_early;  // groups of 32 columns lie inside heads
+  const Bodies& bodies;
 };
 
 struct Work {  // rows [row, row + count) of (sequence, kv head)
@@ -70,8 +71,9 @@ void turn_back(const RlInstr& in, float* q, int by) {
   }
 }
 
-// What a query says at once about every dimension, for storages that keep a shift (pages.h).
-void sum_query(const Attend& job, Item& item, Query& query, int r) {
+// What a query says at once about every dimension, for storages that keep a shift (pages.h), or as whole numbers.
+void finish_query(const Attend& job, Item& item, Query& query, int r) {
+  if (job.bodies.round) job.bodies.round(query, r, item.stride, job.in.head_dim);
   if (job.step.pools[job.in.group].storage != RL_KV_INT4) return;
   float sum = 0.0f;
   for (int d = 0; d < job.in.head_dim; d++) sum += query.rows[r * item.stride + d];
@@ -89,15 +91,15 @@ void load_rows(const Attend& job, Item& item, const Work& work) {
     const float* q = floats(job.step, in.in) + token * width + static_cast<int64_t>(work.head(job, r)) * dim;
     float* row = item.q.rows + r * item.stride;
     for (int d = 0; d < dim; d++) row[d] = q[d] * in.scale;
-    sum_query(job, item, item.q, r);
     item.high[r] = place_of(job, token);
     item.low[r] = lowest(job, item.high[r]);
-    if (job.sinks == 0) continue;
     float* turned = item.sink_q.rows + r * item.stride;
-    memcpy(turned, row, sizeof(float) * dim);
+    if (job.sinks > 0) memcpy(turned, row, sizeof(float) * dim);
+    finish_query(job, item, item.q, r);
+    if (job.sinks == 0) continue;
     const int by = job.step.batch->positions[token] - (job.sinks + in.window - 1);
     if (by > 0 && in.rotary_dim > 0) turn_back(in, turned, by);
-    sum_query(job, item, item.sink_q, r);
+    finish_query(job, item, item.sink_q, r);
   }
 }
 
@@ -180,7 +182,7 @@ void emit(const Attend& job, int64_t token, int head, float most, float sum, con
 // Keys of one split, low .. high of them and the sinks.
 void run_split(const Attend& job, Item& item, const Work& work, int64_t split, int low, int high, bool has_branches) {
   const int dim = job.in.head_dim, base = base_of(job, work.sequence);
-  const Bodies& bodies = bodies_of(job.step.pools[job.in.group].storage);
+  const Bodies& bodies = job.bodies;
   for (int r = 0; r < work.count; r++) {
     item.most[r] = NOTHING;
     memset(item.sums[r], 0, sizeof item.sums[r]);
@@ -272,7 +274,7 @@ void merge_rows(const Attend& job, const Worker& worker, Item& item) {
 void add_mass(const Attend& job, const Worker& worker, Item& item) {
   const RlInstr& in = job.in;
   const RlBatch& batch = *job.step.batch;
-  const Group* groups = bodies_of(job.step.pools[in.group].storage).again;
+  const Group* groups = job.bodies.again;
   int64_t begin, end;
   share(static_cast<int64_t>(batch.sequences) * in.kv_heads, worker, begin, end);
   for (int64_t i = begin; i < end; i++) {
@@ -310,7 +312,8 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
   barrier(worker);
   const RlBatch& batch = *step.batch;
   Attend job{step, in, in.heads / in.kv_heads, in.window > 0 ? in.sinks : 0, slots_of(step, in), 0,
-             reinterpret_cast<float*>(step.scratch), nullptr, in.out_quant >= 0 && in.head_dim % RL_GROUP == 0};
+             reinterpret_cast<float*>(step.scratch), nullptr, in.out_quant >= 0 && in.head_dim % RL_GROUP == 0,
+             bodies_of(step.pools[in.group].storage, step.pools[in.group].mass != nullptr)};
   int64_t room = step.scratch_bytes;
   if (step.pools[in.group].mass) {
     room -= mass_scratch_bytes(batch.tokens, in.heads);

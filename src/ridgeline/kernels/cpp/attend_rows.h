@@ -10,7 +10,7 @@
 namespace ridgeline {
 namespace {
 
-constexpr int ITEM_ROWS = 48;
+constexpr int ITEM_ROWS = 96;
 #if RL_LEVEL == 2
 constexpr int GROUP_ROWS = 6, WIDE = 4;  // rows x vectors kept in registers
 #elif RL_LEVEL == 1
@@ -25,7 +25,7 @@ constexpr int ROW_STRIDE = MAX_DIM + 16;  // not a power of two, or rows would f
 
 struct Query {
   float rows[ITEM_ROWS * ROW_STRIDE];  // [row][Item::stride], scaled
-  float sums[ITEM_ROWS];               // over dimensions; of shifted storages
+  float sums[ITEM_ROWS];               // over dimensions, of shifted storages; scales, where rows are whole numbers
 };
 
 struct alignas(64) Item {
@@ -35,6 +35,7 @@ struct alignas(64) Item {
   float most[ITEM_ROWS], total_most[ITEM_ROWS];
   float total_sum[ITEM_ROWS];
   float sums[ITEM_ROWS][LANES];
+  float shrink[ITEM_ROWS], take[ITEM_ROWS];  // attend_integers.h
   alignas(64) float scores[ITEM_ROWS][STEP_KEYS], sink_scores[GROUP_ROWS][STEP_KEYS];
   int low[ITEM_ROWS], high[ITEM_ROWS];  // keys a row sees, beside the sinks
   int rows, stride, sinks;
@@ -45,20 +46,29 @@ struct alignas(64) Item {
   float* total(int row) { return total_rows + row * stride; }
 };
 
+RL_INLINE void add_product(float a, F b, F& sum) { sum = fma(splat(a), b, sum); }
+#if RL_LEVEL == 2
+RL_INLINE void add_product(float a, I b, I& sum) {  // of 16 bits, two in each lane; a: the bits of two
+  sum = (I)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)splat(a), (__m512i)b);
+}
+#endif
+
 // Scores of R rows of `query` from row `first` on against all 64 keys of the step.
 template <int R, class S>
 void score(const Query& query, int first, int stride, const Pages& pages, int dim, float (*scores)[STEP_KEYS]) {
+  typedef decltype(S::part(I{}, 0)) Part;  // F, or pairs of whole numbers
+  const int parts = S::WHOLE ? dim / 2 : dim;
   const float* q = query.rows + first * stride;
   for (int at = 0; at < VECTORS; at += WIDE) {
     const uint8_t* k[WIDE];
-    F sum[R][WIDE] = {};
+    Part sum[R][WIDE] = {};
 #pragma GCC unroll 4
     for (int j = 0; j < WIDE; j++) {
       const int key = (at + j) * LANES;
       k[j] = pages.k[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * 4;
     }
 #pragma GCC unroll 2
-    for (int d = 0; d < dim; d += S::DIMS) {
+    for (int d = 0; d < parts; d += S::DIMS) {
       I unit[WIDE];
 #pragma GCC unroll 4
       for (int j = 0; j < WIDE; j++) {
@@ -67,31 +77,35 @@ void score(const Query& query, int first, int stride, const Pages& pages, int di
       }
 #pragma GCC unroll 8
       for (int i = 0; i < S::DIMS; i++) {
-        F keys[WIDE];
+        Part keys[WIDE];
 #pragma GCC unroll 4
         for (int j = 0; j < WIDE; j++) keys[j] = S::part(unit[j], i);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-          F a = splat(q[r * stride + d + i]);
+          const float a = q[r * stride + d + i];
 #pragma GCC unroll 4
-          for (int j = 0; j < WIDE; j++) sum[r][j] = fma(a, keys[j], sum[r][j]);
+          for (int j = 0; j < WIDE; j++) add_product(a, keys[j], sum[r][j]);
         }
       }
     }
 #pragma GCC unroll 4
     for (int j = 0; j < WIDE; j++) {  // k[j] now points to the keys' scales
-      if constexpr (S::SHIFTED) {
-        F scale, low;
+      F scale = splat(1.0f), low = splat(0.0f);
+      if constexpr (S::SHIFTED)
         load_pairs(k[j], scale, low);
+      else if constexpr (S::SCALED)
+        scale = load(reinterpret_cast<const float*>(k[j]));
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sum[r][j] = fma(sum[r][j], scale, splat(query.sums[first + r]) * low);
-      } else if constexpr (S::SCALED) {
-        const F scale = load(reinterpret_cast<const float*>(k[j]));
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sum[r][j] = sum[r][j] * scale;
+      for (int r = 0; r < R; r++) {
+        F result;
+        if constexpr (S::WHOLE)
+          result = to_float(sum[r][j]) * scale * splat(query.sums[first + r]);
+        else if constexpr (S::SHIFTED)
+          result = fma(sum[r][j], scale, splat(query.sums[first + r]) * low);
+        else
+          result = S::SCALED ? sum[r][j] * scale : sum[r][j];
+        store(scores[r] + (at + j) * LANES, result);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) store(scores[r] + (at + j) * LANES, sum[r][j]);
     }
   }
 }
@@ -259,48 +273,6 @@ void weigh_again(Item& item, int first, const Pages& pages, int key, int dim) {
       store(at, exp(keep_range(load(at), number, item.low[first + r], item.high[first + r], splat(NOTHING)) - most) *
                     inverse);
     }
-  }
-}
-
-typedef void (*Group)(Item&, int, const Pages&, int, int);
-
-// What runs 1 .. GROUP_ROWS rows of a storage.
-template <class S>
-struct Groups {
-  static constexpr int LAST = GROUP_ROWS, FIFTH = GROUP_ROWS > 4 ? 5 : GROUP_ROWS;  // beyond GROUP_ROWS: never asked for
-  static constexpr Group score[6] = {score_group<1, S>, score_group<2, S>, score_group<3, S>,
-                                     score_group<4, S>, score_group<FIFTH, S>, score_group<LAST, S>};
-  static constexpr Group weigh[6] = {weigh_group<1, S>, weigh_group<2, S>, weigh_group<3, S>,
-                                     weigh_group<4, S>, weigh_group<FIFTH, S>, weigh_group<LAST, S>};
-  static constexpr Group again[6] = {weigh_again<1, S>, weigh_again<2, S>, weigh_again<3, S>,
-                                     weigh_again<4, S>, weigh_again<FIFTH, S>, weigh_again<LAST, S>};
-  static constexpr Group soften[6] = {soften_group<1>, soften_group<2>, soften_group<3>,
-                                      soften_group<4>, soften_group<FIFTH>, soften_group<LAST>};
-};
-
-struct Stages {
-  const Group *score, *soften, *weigh;
-};
-
-struct Bodies {
-  Stages step, wide;
-  const Group* again;
-  void (*widen)(const Pages&, int, WideStep&, Pages&);
-};
-
-template <class S>
-constexpr Stages STAGES = {Groups<S>::score, Groups<S>::soften, Groups<S>::weigh};
-template <class S>
-constexpr Bodies BODIES = {STAGES<S>, STAGES<WidePages<S>>, Groups<S>::again, widen<S>};
-template <>
-constexpr Bodies BODIES<F32Pages> = {STAGES<F32Pages>, {}, Groups<F32Pages>::again, nullptr};
-
-RL_INLINE const Bodies& bodies_of(int storage) {
-  switch (storage) {
-    case RL_KV_F32: return BODIES<F32Pages>;
-    case RL_KV_BF16: return BODIES<Bf16Pages>;
-    case RL_KV_INT8: return BODIES<Int8Pages>;
-    default: return BODIES<Int4Pages>;
   }
 }
 

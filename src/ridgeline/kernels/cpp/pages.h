@@ -19,7 +19,7 @@ struct Pages {  // of 64 neighbouring keys
 
 struct F32Pages {
   static constexpr int DIMS = 1;  // dimensions in a unit
-  static constexpr bool SCALED = false, SHIFTED = false;
+  static constexpr bool SCALED = false, SHIFTED = false, WHOLE = false;
   static int row_bytes(int dim) { return 4 * dim; }
   RL_INLINE F part(I unit, int) { return bits(unit); }
   RL_INLINE F values(const uint8_t* row, int d, int) { return load(reinterpret_cast<const float*>(row) + d); }
@@ -31,7 +31,7 @@ struct F32Pages {
 
 struct Bf16Pages {
   static constexpr int DIMS = 2;
-  static constexpr bool SCALED = false, SHIFTED = false;
+  static constexpr bool SCALED = false, SHIFTED = false, WHOLE = false;
   static int row_bytes(int dim) { return 2 * dim; }
   RL_INLINE F part(I unit, int i) { return bits(i ? unit & static_cast<int>(0xffff0000u) : unit << 16); }
   RL_INLINE F values(const uint8_t* row, int d, int) { return load_bf16(reinterpret_cast<const uint16_t*>(row) + d); }
@@ -61,7 +61,7 @@ RL_INLINE uint16_t bf16_toward(float value, bool up) {
 // x = q * scale; scale (f32, 16 bits of significand) is the largest |x| / 127 rounded up, so that q * scale is exact.
 struct Int8Pages {
   static constexpr int DIMS = 4;
-  static constexpr bool SCALED = true, SHIFTED = false;
+  static constexpr bool SCALED = true, SHIFTED = false, WHOLE = false;
   static int row_bytes(int dim) { return dim + 4; }
   RL_INLINE F part(I unit, int i) { return to_float((unit << (24 - 8 * i)) >> 24); }
   RL_INLINE F values(const uint8_t* row, int d, int dim) {
@@ -92,7 +92,7 @@ struct Int8Pages {
 // x = q * scale + low, q in 0 .. 15; both bf16, low rounded down and scale up so that nothing is cut off; q * scale is exact.
 struct Int4Pages {
   static constexpr int DIMS = 8;
-  static constexpr bool SCALED = true, SHIFTED = true;
+  static constexpr bool SCALED = true, SHIFTED = true, WHOLE = false;
   static int row_bytes(int dim) { return dim / 2 + 4; }
   RL_INLINE F part(I unit, int i) { return to_float((unit >> (4 * i)) & 15); }
   RL_INLINE F widened(I quants, const uint8_t* at) {
@@ -132,7 +132,7 @@ struct Int4Pages {
 template <class S>
 struct WidePages {
   static constexpr int DIMS = 1;
-  static constexpr bool SCALED = S::SCALED, SHIFTED = S::SHIFTED;
+  static constexpr bool SCALED = S::SCALED, SHIFTED = S::SHIFTED, WHOLE = false;
   static int row_bytes(int dim) { return 4 * dim; }
   RL_INLINE F part(I unit, int) { return bits(unit); }
   RL_INLINE F values(const uint8_t* row, int d, int) { return load(reinterpret_cast<const float*>(row) + d); }
