@@ -1,8 +1,8 @@
 """CPU time of attention by KV storage.   python bench/attention.py [--heads 9,3,64] [--isa avx512]
 
-One thread, 8 layers (so that KV does not sit in the nearest cache), smallest of many: decoding one token, a chunk of
-256, 16 tokens as a chain and as a tree, and decoding where attention mass is kept. Thread time, so that other work on
-the machine counts little. The last line is one JSON document.
+One thread, 8 layers (so that KV does not sit in the nearest cache), smallest of many: decoding one token, chunks of
+256 and 512, 16 tokens as a chain and as a tree, and decoding where attention mass is kept. Thread time, so that other
+work on the machine counts little. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def main() -> int:
     shape = tuple(int(part) for part in options.heads.split(","))
     rows = []
     print(f"{options.isa}, heads {options.heads}; microseconds a layer")
-    titles = ("1 @ 1024", "1 @ 4096", "256 @ 1024", "chain 16", "tree 16", "1 @ 1024, mass")
-    widths = (10, 10, 12, 10, 10, 16)
+    titles = ("1 @ 1024", "1 @ 4096", "256 @ 1024", "512 @ 3584", "chain 16", "tree 16", "1 @ 1024, mass")
+    widths = (10, 10, 12, 12, 10, 10, 16)
     print(f"{'KV':6}{'bytes/token':>12}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)))
     with native.Team(1) as team:
         for storage in (name for name in STORAGES.names() if STORAGES.get(name).native >= 0):
@@ -103,6 +103,7 @@ def main() -> int:
                 Layers(shape, storage, 1024, 1).microseconds(team, 400),
                 Layers(shape, storage, 4096, 1).microseconds(team, 200),
                 Layers(shape, storage, 1024, 256).microseconds(team, 8),
+                Layers(shape, storage, 3584, 512).microseconds(team, 3),
                 Layers(shape, storage, 1024, 16).microseconds(team, 100),
                 Layers(shape, storage, 1024, 16).branch().microseconds(team, 100),
                 Layers(shape, storage, 1024, 1, has_mass=True).microseconds(team, 200),
