@@ -18,6 +18,8 @@ from typing import Any, Self
 
 import msgspec
 
+from ridgeline.cluster.build import connect, shares
+from ridgeline.cluster.cluster import Cluster
 from ridgeline.engine.client import Deliver, EngineClient, Stream
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import RidgelineError, UserError
@@ -29,6 +31,7 @@ from ridgeline.ops.program import Program
 from ridgeline.perf.account import StepTable
 from ridgeline.perf.evidence import Evidence
 from ridgeline.perf.intervals import ClientNote, ClientNotes
+from ridgeline.perf.joined import joined_ledger, one_after_another
 from ridgeline.perf.ledger import RequestLedger, RunLedger
 from ridgeline.perf.meters import Watch, open_meter
 from ridgeline.perf.observe import Seen, evidence_of
@@ -115,7 +118,7 @@ class LLM:
         self._described = describe(model, weights=self.config.weights)
         self._tokenizer = self._described.tokenizer()
         self._notes = ClientNotes()
-        self._client = EngineClient(self.config, command=command)
+        self._client: EngineClient | Cluster = connect(self.config, command)
         self._since_s = time.perf_counter()  # when the account began
         meter = open_meter()
         self.watch = None if meter is None else Watch(meter)  # joules since the last reset; None: no meter here
@@ -228,8 +231,8 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What there is to say about how the model's file was read."""
-        return self._described.notes
+        """What there is to say about how the model's file was read, and about who computes what where."""
+        return (*self._described.notes, *filter(None, [shares(self.config)]))
 
     def submit(self, request: Request) -> Stream:
         """A raw request; returns its stream of TokenEvents."""
@@ -262,7 +265,7 @@ class LLM:
 
         None: those measured here before, or now.
         """
-        table = self._table(reset)
+        table = one_after_another(self._tables(reset))
         metered = None if self.watch is None else self.watch.interval()
         if reset and self.watch is not None:
             self.watch.restart()
@@ -272,17 +275,37 @@ class LLM:
     def ledger(self, *, reset: bool = False, machine: Machine | None = None) -> RunLedger:
         """Of every request that has ended since the start (or the last reset): where its wall time went, interval by
         interval, and what it caused of the steps (A2, A12). machine: by whose ceilings attention is shared."""
-        return self.recording(reset=reset, machine=machine).ledger
+        recordings = self._recordings(reset, machine)
+        return joined_ledger(recordings) if self._is_apart else recordings[""].ledger
 
     def recording(self, *, reset: bool = False, machine: Machine | None = None) -> Recording:
-        """All that is known of the run since the start (or the last reset), to make a ledger, a trace or rows of."""
-        table = self._table(reset)
+        """All that is known of the run since the start (or the last reset), to make a ledger, a trace or rows of.
+        UserError when several engines ran it: each has its own steps."""
+        if self._is_apart:
+            raise UserError("a recording is of one engine; several ran this. Ask for the ledger, or leave place out.")
+        return self._recordings(reset, machine)[""]
+
+    def _recordings(self, reset: bool, machine: Machine | None) -> dict[str, Recording]:
+        """By the names of the engines; "" when there is only one."""
         power = () if self.watch is None else self.watch.power()
         about = {"model": self.config.model, "threads": self.facts.threads, "version": __version__}
-        return Recording(
-            table, dict(self._notes.by_request), self.program, machine or load_or_measure(self.facts.threads), power,
-            self.facts.block_tokens, about,
-        )  # fmt: skip
+        machine = machine or load_or_measure(self.facts.threads)
+        notes = dict(self._notes.by_request)
+        return {
+            name: Recording(table, notes, self.program, machine, power, self.facts.block_tokens, about)
+            for name, table in self._tables(reset).items()
+        }
+
+    @property
+    def _is_apart(self) -> bool:
+        return isinstance(self._client, Cluster)
+
+    def _tables(self, reset: bool) -> dict[str, StepTable]:
+        if reset:
+            self._since_s = time.perf_counter()
+        if isinstance(self._client, Cluster):
+            return self._client.account(StepTable, reset=reset)
+        return {"": self._client.account(StepTable, reset=reset)}
 
     def why(self, *, reset: bool = False, machine: Machine | None = None) -> Verdict:
         """What bounds this engine, live: the verdict of all since the start (or the last reset), idle time included.
@@ -291,12 +314,6 @@ class LLM:
         """
         seen = Seen("live", observed_s=time.perf_counter() - self._since_s)
         return judge(self.evidence(seen, reset=reset, machine=machine))
-
-    def _table(self, reset: bool) -> StepTable:
-        table = self._client.account(StepTable, reset=reset)
-        if reset:
-            self._since_s = time.perf_counter()
-        return table
 
     def evidence(self, seen: Seen, *, reset: bool = False, machine: Machine | None = None) -> Evidence:
         """What a verdict about the same time rests on: perf.verdict.judge says it. `seen`: what the asker saw."""
@@ -366,7 +383,7 @@ class _Run:
     """One request under way: turns its TokenEvents into text, and ends it at a stop string."""
 
     def __init__(
-        self, client: EngineClient, request: Request, tokenizer: Tokenizer | None, stop: tuple[str, ...],
+        self, client: EngineClient | Cluster, request: Request, tokenizer: Tokenizer | None, stop: tuple[str, ...],
         note: ClientNote, inbox: Inbox | None = None,
     ) -> None:  # fmt: skip
         """inbox: where events go, together with whose they are; None: an own one."""

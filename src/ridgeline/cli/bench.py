@@ -24,6 +24,7 @@ from .options import (
     KvBytes,
     Model,
     Picture,
+    Place,
     Policy,
     Prefix,
     Spec,
@@ -71,6 +72,7 @@ def command(
     disk_kv_bytes: DiskKvBytes = None,
     spec: Spec = None,
     policy: Policy = "fcfs",
+    place: Place = "chunked",
     context: Context = None,
     isa: Isa = None,
     activations: Activations = "int16",
@@ -90,6 +92,7 @@ def command(
       ridgeline bench smollm2-135m --workload W3 --trace-out trace.json --ledger-out ledger.jsonl
       ridgeline bench qwen2.5-coder-1.5b --workload code.jsonl --spec draft:qwen2.5-coder-0.5b,k=4
       ridgeline bench smollm2-135m --workload W1 --roofline roofline.html
+      ridgeline bench smollm2-135m --workload W3 --place disaggregated:engines=1+1
       ridgeline bench smollm2-135m --ladder --plot ladder.svg
       ridgeline bench smollm2-135m --study --minutes 8 --out study    (broken off? the same again goes on)
     """
@@ -97,6 +100,7 @@ def command(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
         activations=activations,
         keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
+        place=place,
     )  # fmt: skip
     keepsakes = Keepsakes(trace_out, ledger_out)
     if is_ladder and roofline is not None:

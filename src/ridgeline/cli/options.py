@@ -59,6 +59,14 @@ Spec = Annotated[
 Policy = Annotated[
     str, typer.Option(help="Who is served first: fcfs, priority, deadline, shortest or fair.", metavar="NAME")
 ]
+Place = Annotated[
+    str,
+    typer.Option(
+        help="Who computes what where: chunked (one engine, mixed steps), serial (one engine, prompts first), "
+        "disaggregated (prompts on one engine, the rest on another); as disaggregated:engines=1+1,link=tcp.",
+        metavar="NAME",
+    ),
+]
 Keep = Annotated[
     str, typer.Option(help="Which tokens are kept: all, window:512, sinks:4+window:512, h2o:128+window:128.")
 ]
@@ -82,13 +90,13 @@ def engine_options(
     *, weights: str, threads: int | None, kv: str, context: int | None, isa: str | None, body: str,
     kv_bytes: str | None = None, spec: str | None = None, policy: str | None = None, keep: str | None = None,
     prefix: bool | None = None, host_kv_bytes: str | None = None, disk_kv_bytes: str | None = None,
-    activations: str | None = None,
+    activations: str | None = None, place: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of EngineConfig; what was not given is left to its default."""
     given = {
         "weights": weights, "threads": threads, "kv": kv, "context": context, "isa": isa, "body": body,
         "kv_bytes": None if kv_bytes is None else size_bytes(kv_bytes), "spec": spec, "policy": policy, "keep": keep,
-        "prefix": prefix, "activations": activations,
+        "prefix": prefix, "activations": activations, "place": place,
         "host_kv_bytes": None if host_kv_bytes is None else size_bytes(host_kv_bytes),
         "disk_kv_bytes": None if disk_kv_bytes is None else size_bytes(disk_kv_bytes),
     }  # fmt: skip

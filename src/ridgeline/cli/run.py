@@ -21,6 +21,7 @@ from .options import (
     KvBytes,
     Model,
     Picture,
+    Place,
     Policy,
     Prefix,
     Spec,
@@ -58,6 +59,7 @@ def command(
     disk_kv_bytes: DiskKvBytes = None,
     spec: Spec = None,
     policy: Policy = "fcfs",
+    place: Place = "chunked",
     context: Context = None,
     isa: Isa = None,
     activations: Activations = "int16",
@@ -82,6 +84,7 @@ def command(
       ridgeline run smollm2-135m --kv int8 --keep sinks:4+window:512 --spec ngram:k=4
       ridgeline run smollm2-135m --account --trace-out trace.json "Why is the sky blue?"
       ridgeline run smollm2-135m --roofline roofline.html "Why is the sky blue?"
+      ridgeline run smollm2-135m --place disaggregated:link=tcp --account "Why is the sky blue?"
       ridgeline run smollm2-135m
     """
     from ridgeline.state.request import Sampling  # noqa: PLC0415  heavy; --help must start in 0.3 s
@@ -96,6 +99,7 @@ def command(
         weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
         activations=activations,
         keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
+        place=place,
     )  # fmt: skip
     keepsakes = Keepsakes(trace_out, ledger_out)
     asked = Asked(

@@ -95,7 +95,7 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
         if team is not None:
             team.close()
 
-    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=close)
+    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=close, kept=main.runner.kept)
 
 
 def rehearse(

@@ -4,7 +4,7 @@ One reader thread hands events to their requests. An engine that dies gives ever
 so; nobody waits for ever. Thread-safe.
 """
 
-# size: 18 short methods; one owner of the process, its socket and who waits, under one lock
+# size: 20 short methods; one owner of the process, its socket and who waits, under one lock
 
 from __future__ import annotations
 
@@ -87,14 +87,20 @@ class Stream:
 class EngineClient:
     """Starts the engine process and waits until it is ready; raises what kept it from it (UserError, CapacityError)."""
 
-    def __init__(self, config: EngineConfig, *, command: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, *, command: tuple[str, ...] | None = None, door: socket.socket | None = None,
+        on_stop: Callable[[RidgelineError], None] = lambda error: None,
+    ) -> None:  # fmt: skip
+        """door: given to the process, for others to be introduced to it. on_stop: told, from the reader thread, that it
+        has ended."""
         config.check()
+        self._on_stop = on_stop
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         command = command or (sys.executable, "-P", "-m", "ridgeline.worker")
         with theirs:
             self._process = subprocess.Popen(
-                (*command, "--fd", str(theirs.fileno())),
-                pass_fds=(theirs.fileno(),),
+                (*command, "--fd", str(theirs.fileno()), *(("--door", str(door.fileno())) if door is not None else ())),
+                pass_fds=(theirs.fileno(), *((door.fileno(),) if door is not None else ())),
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # our standard output belongs to whoever started us (--json)
             )
@@ -120,16 +126,27 @@ class EngineClient:
         self.submit_to(request, stream.deliver)
         return stream
 
-    def submit_to(self, request: Request, deliver: Deliver) -> None:
-        """As submit, but every event is given to `deliver`, called from the reader thread: it must not block."""
+    def submit_to(self, request: Request, deliver: Deliver, *, known: tuple[int, ...] = (), to: str = "") -> None:
+        """As submit, but every event is given to `deliver`, called from the reader thread: it must not block.
+
+        known, to: of Add."""
         request.check(self.facts.vocabulary, self.facts.context)
+        self.expect(request.id, deliver)
+        self._send(Add(request, known, to))
+
+    def expect(self, request_id: str, deliver: Deliver) -> None:
+        """Events of a request that this engine gets from another one."""
         with self._lock:
             if self._stopped is not None:
                 raise self._stopped
-            if request.id in self._waiting:
-                raise UserError(f"request id {request.id!r} is already in use; give every request its own id.")
-            self._waiting[request.id] = deliver
-        self._send(Add(request))
+            if request_id in self._waiting:
+                raise UserError(f"request id {request_id!r} is already in use; give every request its own id.")
+            self._waiting[request_id] = deliver
+
+    def forget(self, request_id: str) -> None:
+        """Nobody waits for it any more."""
+        with self._lock:
+            self._waiting.pop(request_id, None)
 
     def cancel(self, request_id: str) -> None:
         """Ask for an early end of a request; one that has ended already is left alone."""
@@ -218,6 +235,7 @@ class EngineClient:
         for deliver in waiting:
             deliver(stopped)
         self._accounts.put(stopped)
+        self._on_stop(stopped)
 
     def _dispatch(self, message: FromEngine) -> None:
         if isinstance(message, Tokens):

@@ -19,6 +19,8 @@ from ridgeline.run.bind import BODIES
 from ridgeline.schedule.options import ScheduleOptions
 from ridgeline.schedule.policy import make_policy
 
+from .place import make_place
+
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 LARGEST = 1 << 40  # no count or size in a step is near this; a slip of the keyboard is
 
@@ -48,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "fcfs"
     )
 
+    place: Annotated[str, "who computes what where: chunked, serial, disaggregated; NAME:option=value"] = "chunked"
     prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
     host_kv_bytes: Annotated[int, "memory for kept beginnings that had to leave the KV pool"] = 0
     disk_kv_bytes: Annotated[int, "the same on disk, in RIDGELINE_HOME/kv, gone when the engine ends"] = 0
@@ -71,6 +74,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         outlier_of(self.activations, "")  # refuses what there is not
         make_policy(self.policy)  # likewise
         self._check_keep()
+        self._check_place()
         for name in ("host_kv_bytes", "disk_kv_bytes"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 (and below 2^40).")
@@ -94,6 +98,14 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"keep {self.keep!r} packs what it keeps and cannot take guessed tokens back: leave spec {self.spec!r} "
                 f"out, or keep sinks:4+window:512."
             )
+
+    def _check_place(self) -> None:
+        place = make_place(self.place)
+        is_plain = self.paging and self.cache and self.batching == "continuous"
+        if place.is_apart and not is_plain:
+            raise UserError(f"place {place.name!r} hands blocks on: leave paging, cache and batching as they are.")
+        if place.is_apart and self.retention is not None:
+            raise UserError(f"place {place.name!r} hands on everything that was kept: leave keep at all and prefix on.")
 
     @property
     def retention(self) -> Retention | None:
@@ -131,4 +143,5 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             chunk=self.chunk,
             batching=self.batching,
             cache=self.cache,
+            mixes=make_place(self.place).mixes,
         )

@@ -3,6 +3,8 @@
 Built by engine/build.py; driven by engine/process.py (its own process) or directly by tests and the simulator.
 """
 
+# size: one argument a part it is joined from
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,9 +14,10 @@ from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.plan import StepPlan, StepResult
-from ridgeline.state.ports import StepObserver, StepRunner
+from ridgeline.state.ports import KeptState, StepObserver, StepRunner
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Sequence
+from ridgeline.state.transfer import Parcel
 
 
 class Unobserved:
@@ -32,15 +35,19 @@ class Engine:
 
     def __init__(
         self, scheduler: Scheduler, runner: StepRunner, *, facts: EngineFacts, clock: Clock,
-        observer: StepObserver, close: Callable[[], None],
+        observer: StepObserver, close: Callable[[], None], kept: KeptState | None = None,
     ) -> None:  # fmt: skip
+        """kept: bytes of kept state, for those who carry it between engines; None: nothing is computed here."""
         self.scheduler, self.runner, self.facts, self.clock, self.observer = scheduler, runner, facts, clock, observer
-        self._close = close
+        self.kept, self._close = kept, close
+        self.is_stuck = False  # the last plan was empty: only somebody outside can change that
 
-    def add(self, request: Request) -> None:
+    def add(
+        self, request: Request, *, known: tuple[int, ...] = (), parcel: Parcel | None = None, hands_on: bool = False
+    ) -> None:
         """Queue a request. UserError or CapacityError (nothing changed) when it cannot be done as asked."""
         request.check(self.facts.vocabulary, self.facts.context)
-        self.scheduler.add(request, self.clock.now())
+        self.scheduler.add(request, self.clock.now(), known=known, parcel=parcel, hands_on=hands_on)
 
     def cancel(self, request_id: str) -> TokenEvent | None:
         """End a request; its last event, or None when it is not here."""
@@ -53,6 +60,7 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Compute one step for everybody who runs."""
         plan = self.scheduler.plan(self.clock.now())
+        self.is_stuck = plan.is_empty
         if plan.is_empty:
             return []
         result = self.runner.collect(self.runner.submit(plan))

@@ -35,10 +35,15 @@ class Frames(Generic[Received]):
         self._connection = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
+        self._number = connection.fileno()
         self._reader: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(received)
         self._writer = msgspec.msgpack.Encoder()
         self._lock = threading.Lock()
         self._buffer = bytearray()
+
+    def watch(self, number: int) -> None:
+        """Whatever else is readable ends a wait too. number: a file descriptor."""
+        self._poll.register(number, select.POLLIN)
 
     def send(self, message: object) -> None:
         """Blocks until the system has taken the whole frame. Closed when nobody is there; thread-safe."""
@@ -52,12 +57,13 @@ class Frames(Generic[Received]):
             raise Closed(str(error)) from error
 
     def receive(self, wait: bool = True) -> Received | None:
-        """The next message. wait=False: None when none is complete yet. Closed at the end of the stream."""
+        """The next message. wait=False, or woken by what `watch` was given: None when none is complete yet. Closed at
+        the end of the stream."""
         while True:
             frame = self._next_frame()
             if frame is not None:
                 return self._reader.decode(frame)
-            if not self._poll.poll(None if wait else 0):
+            if all(number != self._number for number, _ in self._poll.poll(None if wait else 0)):
                 return None
             try:
                 data = self._connection.recv(READ_BYTES)

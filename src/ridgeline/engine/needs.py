@@ -13,6 +13,7 @@ from ridgeline.kit.errors import UserError
 from ridgeline.ops.program import Program
 
 from .config import EngineConfig
+from .place import make_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Ask:
 ASKS = (
     Ask(lambda c: "" if c.kv == "auto" else f"kv={c.kv}", frozenset({PAGES}), "Leave kv at auto."),
     Ask(lambda c: f"spec={c.spec}" if c.spec else "", frozenset({TRUNCATION}), "Leave spec out."),
+    Ask(lambda c: c.place if make_place(c.place).is_apart else "", frozenset({PAGES}), "Leave place out."),
     Ask(lambda c: "" if c.paging else "paging=False", frozenset({PAGES}), "Leave paging on."),
 )
 

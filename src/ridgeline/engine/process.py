@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from ridgeline.kit.errors import CapacityError, InvariantError, RidgelineError, UserError
+from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import (
     AccountReply,
     Add,
@@ -48,10 +49,35 @@ class AccountObserver(StepObserver, Protocol):
     def reset(self) -> None: ...
 
 
-def serve(connection: socket.socket, make_engine: Callable[[EngineConfig], Engine]) -> int:
+class Exchange(Protocol):
+    """Carries sequences between this engine and others (cluster.exchange.Exchange). `number`: a file descriptor that is
+    readable when turn has something to do."""
+
+    number: int
+
+    def send_on(self, request_id: str, to: str) -> None:
+        """This request was added and hands on: to whom."""
+        ...
+
+    def cancel(self, request_id: str) -> TokenEvent | None:
+        """End one that has left the engine and did not arrive yet; None: there is none."""
+        ...
+
+    def turn(self) -> list[TokenEvent]:
+        """Between two steps: give and take what there is. What there is to tell."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def serve(
+    connection: socket.socket, make_engine: Callable[[EngineConfig], Engine],
+    make_exchange: Callable[[Engine], Exchange] | None = None,
+) -> int:  # fmt: skip
     """Start, serve until Shutdown or until the client goes away; returns the process's exit code."""
     frames: Frames[ToEngine] = Frames(connection, ToEngine)
     engine: Engine | None = None
+    exchange: Exchange | None = None
     try:
         start = frames.receive()
         if not isinstance(start, Start):
@@ -59,26 +85,34 @@ def serve(connection: socket.socket, make_engine: Callable[[EngineConfig], Engin
         engine = make_engine(msgspec.msgpack.decode(start.config, type=EngineConfig))
         gc.collect()
         gc.freeze()  # the model's objects stay until the end: no collection needs to walk them again
+        if make_exchange is not None:
+            exchange = make_exchange(engine)
+            frames.watch(exchange.number)
         frames.send(Ready(engine.facts))
-        _run(frames, engine)
+        _run(frames, engine, exchange)
         return 0
     except Closed:
         return 0
     except Exception as error:
         return _report(frames, error)
     finally:
+        if exchange is not None:
+            exchange.close()
         if engine is not None:
             engine.close()
         frames.close()
 
 
-def _run(frames: Frames[ToEngine], engine: Engine) -> None:
+def _run(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None) -> None:
     while True:
-        message = frames.receive(wait=not engine.has_work)
+        if exchange is not None and (told := exchange.turn()):  # before a wait: the last step may have left something
+            frames.send(Tokens(tuple(told)))
+            engine.is_stuck = False
+        message = frames.receive(wait=not engine.has_work or engine.is_stuck)
         while message is not None:
             if isinstance(message, Shutdown):
                 return
-            _take(frames, engine, message)
+            _take(frames, engine, exchange, message)
             message = frames.receive(wait=False)
         if engine.has_work:
             events = engine.step()
@@ -86,15 +120,19 @@ def _run(frames: Frames[ToEngine], engine: Engine) -> None:
                 frames.send(Tokens(tuple(events)))
 
 
-def _take(frames: Frames[ToEngine], engine: Engine, message: ToEngine) -> None:
+def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, message: ToEngine) -> None:
     match message:
-        case Add(request):
+        case Add(request, known, to):
             try:
-                engine.add(request)
+                if to and exchange is None:
+                    raise InvariantError(f"request {request.id!r} is to go to {to}, and there is no way to anywhere")
+                engine.add(request, known=known, hands_on=bool(to))
+                if to and exchange is not None:
+                    exchange.send_on(request.id, to)
             except UserError as error:
                 frames.send(Failed(kind_of(error), str(error), request.id))
         case Cancel(request_id):
-            event = engine.cancel(request_id)
+            event = engine.cancel(request_id) or (exchange.cancel(request_id) if exchange is not None else None)
             if event is not None:
                 frames.send(Tokens((event,)))
         case GetAccount(reset):

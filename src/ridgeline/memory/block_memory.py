@@ -16,7 +16,7 @@ from ridgeline.kit.errors import InvariantError
 from ridgeline.ops.kv import PACK, Reach
 from ridgeline.state.plan import Ints, SequenceId
 from ridgeline.state.sequence import Sequence
-from ridgeline.state.transfer import MoveTokens, PackTokens, Transfer
+from ridgeline.state.transfer import LoadBlock, MoveTokens, PackTokens, Parcel, Transfer
 
 from .pool import BlockPool
 from .sharing import Held, Sharing, shareable
@@ -145,7 +145,7 @@ class BlockMemory:
         tree, tokens, limit = self.sharing.tree, tuple(sequence.tokens), shareable(sequence)
         salt = sequence.request.tenant
         match = tree.match(salt, tokens, limit)
-        if self.waits and match.promised - match.tokens >= WORTH_WAITING:
+        if self.waits and sequence.parcel is None and match.promised - match.tokens >= WORTH_WAITING:
             self._counts["deferred"] += 1
             return None
         reason = tree.why(salt, tokens, limit, match) if limit == known - 1 else "scores wanted"
@@ -154,6 +154,16 @@ class BlockMemory:
         self.sharing.promise(held, tokens)
         self._count(reason, found, known)
         return found
+
+    def unpack(self, sequence: Sequence, computed: int, parcel: Parcel) -> int:
+        held = self._held[sequence.id]
+        for index in range(computed // BLOCK_TOKENS, blocks_for(parcel.tokens)):
+            key = parcel.first_key + index
+            self._moves += [
+                LoadBlock(group, key, table[index], self.program) for group, table in enumerate(held.tables)
+            ]  # fmt: skip
+        self._counts["unpacked"] += max(0, parcel.tokens - computed)
+        return max(computed, parcel.tokens)
 
     def _count(self, reason: str, found: int, known: int) -> None:
         self._counts.update({"admitted": 1, "tokens": known, "tokens shared": found})
@@ -215,10 +225,11 @@ class BlockMemory:
         sharing = self.sharing
         return {
             "shares": sharing is not None,
-            **{name: self._counts[name] for name in ("admitted", "tokens", "tokens shared", "deferred")},
+            **{name: self._counts[name] for name in ("admitted", "tokens", "tokens shared", "deferred", "unpacked")},
             "copied": sharing.copied if sharing else 0,
             "evicted": sharing.tree.evicted if sharing else 0,
             "cached blocks": self.pool.cached_blocks,
+            "held blocks": sum(pool.held_blocks for pool in self.pools),
             **self._report_tiers(),
             "misses": dict(self._misses),
         }

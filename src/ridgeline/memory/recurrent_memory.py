@@ -10,7 +10,7 @@ from __future__ import annotations
 from ridgeline.kit.errors import InvariantError
 from ridgeline.state.plan import Ints, SequenceId
 from ridgeline.state.sequence import Sequence
-from ridgeline.state.transfer import CopyState, Transfer
+from ridgeline.state.transfer import CopyState, Parcel, Transfer
 
 from .pool import BlockPool
 
@@ -42,6 +42,9 @@ class RecurrentMemory:
             return False
         self._slots[sequence.id] = slots[0]
         return True
+
+    def unpack(self, sequence: Sequence, computed: int, parcel: Parcel) -> int:
+        raise InvariantError("a recurrent state is not kept in blocks; it cannot come from another engine")
 
     def has_headroom(self, sequences: int) -> bool:
         return True

@@ -32,6 +32,10 @@ class TierStore:
         else:
             self._disk.setdefault(key, {})[group] = self._write(group, key, data)
 
+    def adopt(self, group: int, key: int, data: Bytes) -> None:
+        """`data` itself under the key, in host memory."""
+        self._host.setdefault(key, {})[group] = data
+
     def load(self, group: int, key: int, into: Bytes) -> None:
         """Saved bytes, from whichever tier has them."""
         if group in self._host.get(key, {}):

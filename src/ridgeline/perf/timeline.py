@@ -37,6 +37,7 @@ class Ended(msgspec.Struct, frozen=True):
     tokens_recomputed: int
     tokens_guessed: int
     tokens_accepted: int
+    entered_s: float = 0.0  # when it reached this engine, perhaps from another one
 
 
 class Timeline(msgspec.Struct, frozen=True):
@@ -130,7 +131,7 @@ class TimelineKeeper:
         self._ended.append(
             Ended(
                 one.id, one.request.id, reason, one.arrival_s, at_s, one.tokens_prompt, one.tokens_output,
-                one.preemptions, one.tokens_recomputed, one.tokens_guessed, one.tokens_accepted,
+                one.preemptions, one.tokens_recomputed, one.tokens_guessed, one.tokens_accepted, one.entered_s,
             )
         )  # fmt: skip
 

@@ -32,6 +32,11 @@ class LoadOrCompute:
         whole, last = self._costs.seconds("model", [(0, tokens + 1)], 1), self._costs.seconds("model", [(tokens, 1)], 1)
         return whole - last
 
+    def link_bytes_per_s(self, tokens: int) -> float:
+        """The rate of a link over which this many tokens' state travels as long as computing them takes: over a slower
+        one the receiver had better compute them itself (E9)."""
+        return tokens * self._bytes_per_token / self.compute_s(tokens)
+
     def least_tokens(self, tier: str) -> int:
         """The shortest beginning, in whole blocks, that pays; 0: none does."""
         if tier not in self._least:

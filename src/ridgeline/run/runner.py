@@ -50,7 +50,7 @@ class Runner:
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
         self.states = states
         self.native_calls = 0
-        self._mover = Mover(pools, states)
+        self.kept = self._mover = Mover(pools, states)
         self._clock, self._device = clock, device
         program, bodies = bound.program, bound.bodies
         plan = plan_arena(program, bodies, limits, quantised_values(program, bodies))

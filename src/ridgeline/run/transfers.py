@@ -46,6 +46,30 @@ class Mover:
             self.bytes_moved += self._carry_out(transfer)
         return time.perf_counter_ns() - began
 
+    # -- state.ports.KeptState
+
+    @property
+    def block_bytes(self) -> tuple[int, ...]:
+        return tuple(pool.block_stride for pool in self.pools)
+
+    @property
+    def layout(self) -> str:
+        return "; ".join(
+            f"{pool.storage.name} {pool.layers}x{pool.kv_heads}x{pool.head_dim}x{pool.block_tokens}"
+            for pool in self.pools
+        )
+
+    def block(self, group: int, block: int) -> npt.NDArray[np.uint8]:
+        return self.pools[group].block(block)
+
+    def adopt(self, group: int, key: int, data: npt.NDArray[np.uint8]) -> None:
+        self.store.adopt(group, key, data)
+
+    def drop(self, key: int) -> None:
+        self.store.move(key, "")
+
+    # -- steps
+
     def measure(self, tier: str) -> float:
         """Bytes a second of blocks that come back from a tier, best of a few. Only while nothing is kept yet."""
         seconds = []

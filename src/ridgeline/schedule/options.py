@@ -13,7 +13,8 @@ BATCHINGS = ("continuous", "static")
 @dataclass(frozen=True, slots=True)
 class ScheduleOptions:
     """static batching admits only when nothing runs and keeps a finished sequence's slot until the whole batch is
-    done (B3); cache=False forgets what was computed after every chosen token (generation without KV reuse, B2)."""
+    done (B3); cache=False forgets what was computed after every chosen token (generation without KV reuse, B2).
+    mixes=False: whoever has several tokens to compute goes first, in steps without the others."""
 
     step_tokens: Annotated[int, "tokens computed in one step, all sequences together"] = 512
     step_logit_rows: Annotated[int, "tokens chosen or scored in one step, all sequences together"] = 64
@@ -21,6 +22,7 @@ class ScheduleOptions:
     chunk: Annotated[int | None, "tokens of one sequence in one step; None: no limit"] = None
     batching: Annotated[str, "continuous or static"] = "continuous"
     cache: Annotated[bool, "keep what was computed"] = True
+    mixes: Annotated[bool, "one step serves sequences with one token to compute and with many"] = True
 
     def check(self) -> None:
         """Raise UserError for limits under which a running sequence could get nothing in a step."""

@@ -5,7 +5,7 @@ none, the policy's victim starts over later, but never the sequence served first
 compute is the decoder's word; room for it is memory's. Refuses at add what could never fit.
 """
 
-# size: 24 short methods; planning and committing share the queues, and only this class may write a Sequence
+# size: 30 short methods; planning and committing share the queues, and only this class may write a Sequence
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from itertools import pairwise
 
 from ridgeline.decode.decoder import MODEL, PLAIN, Ask, Autoregressive, Decoder, Settled
 from ridgeline.kit.errors import CapacityError, InvariantError, UserError
-from ridgeline.state.event import Scored, TokenEvent
+from ridgeline.state.event import HANDED_ON, Scored, TokenEvent
 from ridgeline.state.plan import BLOCKS, BUDGET, POLICY, Entry, RowResult, SequenceId, StepPlan, StepResult
 from ridgeline.state.ports import SequenceMemory
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Rank, Sequence
-from ridgeline.state.transfer import Transfer
+from ridgeline.state.transfer import Parcel, Transfer
 
 from .options import ScheduleOptions
 from .policy import Policy
@@ -52,6 +52,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
+        self._parted: dict[str, Sequence] = {}  # others go on with them, and still read the blocks they have here
         self._in_flight: StepPlan | None = None
         self._placed: list[Placed] = []
         self._cancelled: dict[SequenceId, Sequence] = {}  # while a step computes them
@@ -61,9 +62,15 @@ class Scheduler:
 
     # -- in and out
 
-    def add(self, request: Request, now: float) -> None:
-        """Queue a request. CapacityError when not even an empty pool could hold it; UserError for an id in use."""
-        if request.id in self._by_request:
+    def add(
+        self, request: Request, now: float, *, known: tuple[int, ...] = (), parcel: Parcel | None = None,
+        hands_on: bool = False,
+    ) -> None:  # fmt: skip
+        """Queue a request. CapacityError when not even an empty pool could hold it; UserError for an id in use.
+
+        known: output tokens it has already; parcel: what others computed of it; hands_on: it ends here with the next
+        token and keeps its blocks until let_go."""
+        if request.id in self._by_request or request.id in self._parted:
             raise UserError(f"request id {request.id!r} is already in use; give every request its own id.")
         most = request.tokens_most(self.context)
         if not self.memory.fits_ever(most):
@@ -72,7 +79,8 @@ class Scheduler:
                 f"Ask for fewer tokens, or start with more --kv-bytes."
             )
         arrival_s = now if request.arrival_s is None else request.arrival_s
-        sequence = Sequence(self._next_id, request, arrival_s, list(request.prompt))
+        tokens = [*request.prompt, *known]
+        sequence = Sequence(self._next_id, request, arrival_s, tokens, parcel=parcel, hands_on=hands_on, entered_s=now)
         self._next_id += 1
         self._by_request[request.id] = sequence
         sequence.rank = self.policy.rank(sequence)
@@ -88,6 +96,20 @@ class Scheduler:
             self._cancelled[sequence.id] = sequence
             return None
         return self._finish(sequence, "cancelled", now)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """The sequence of a request that is here, waiting, running or parted."""
+        return self._by_request.get(request_id) or self._parted.get(request_id)
+
+    def has_parted(self, request_id: str) -> bool:
+        """Whether somebody else goes on with it while its blocks are still here."""
+        return request_id in self._parted
+
+    def let_go(self, request_id: str) -> None:
+        """Nobody reads the blocks of a parted sequence any more."""
+        sequence = self._parted.pop(request_id, None)
+        if sequence is not None:
+            self._release(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -150,9 +172,9 @@ class Scheduler:
                 index += 1
                 continue
             candidates = running[max(index, 1) :]  # never the one served first: it always finishes
-            if not candidates:
+            if not candidates and not self._parted:
                 raise InvariantError(f"request {sequence.request.id!r} has the pool to itself and does not fit")
-            self._preempt(self.policy.victim(candidates))
+            self._preempt(self.policy.victim(candidates) if candidates else sequence)
             evicted = True
         return evicted
 
@@ -200,6 +222,8 @@ class Scheduler:
         ):
             self.memory.release(sequence, cached)
             return BLOCKS
+        if sequence.parcel is not None:
+            cached, sequence.parcel = self.memory.unpack(sequence, cached, sequence.parcel), None
         sequence.tokens_computed = sequence.tokens_cached = cached
         if sequence.preemptions:
             spared = min(cached, sequence.tokens_recomputed)
@@ -214,7 +238,10 @@ class Scheduler:
     def _asks(self) -> list[tuple[Sequence, Ask]]:
         """What the decoder wants of this step and there is room for, in the policy's order."""
         wanted: list[tuple[Sequence, Ask]] = []
-        for sequence, asks in zip(self._running, self.decoder.ask(self._running), strict=True):
+        running = self._running
+        if not self.options.mixes:
+            running = [one for one in running if one.tokens_to_compute > 1] or running
+        for sequence, asks in zip(running, self.decoder.ask(running), strict=True):
             before = len(wanted)
             for ask in asks:
                 if ask.program == MODEL or self._has_room(sequence, ask):
@@ -299,6 +326,8 @@ class Scheduler:
         reason = self._reason(sequence, chosen)
         if reason is not None:
             return self._finish(sequence, reason, at_s, chosen, scored)
+        if chosen and sequence.hands_on:
+            return self._part(sequence, at_s, chosen, scored)
         if chosen and not self.options.cache:
             sequence.tokens_computed = 0
         self.memory.advance(sequence, sequence.tokens_computed)
@@ -354,9 +383,25 @@ class Scheduler:
             self._on_finish(sequence, reason, at_s)
         return _event(sequence, at_s, chosen, scored, reason)
 
+    def _part(self, sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...]) -> TokenEvent:
+        """It is over here, but what is computed of it stays until let_go."""
+        self.memory.advance(sequence, sequence.tokens_computed)
+        self._release_others(sequence)
+        del self._by_request[sequence.request.id]
+        self._parted[sequence.request.id] = sequence
+        self._running.remove(sequence)
+        self._released.append(sequence.id)
+        self.policy.finished(sequence, HANDED_ON)
+        if self._on_finish is not None:
+            self._on_finish(sequence, HANDED_ON, at_s)
+        return _event(sequence, at_s, chosen, scored)
+
     def _release(self, sequence: Sequence) -> None:
         """Give back what every program holds of the sequence."""
         self.memory.release(sequence, sequence.tokens_computed)
+        self._release_others(sequence)
+
+    def _release_others(self, sequence: Sequence) -> None:
         for program, computed in sequence.computed_elsewhere.items():
             self._memories[program].release(sequence, min(computed, sequence.tokens_known))
         sequence.computed_elsewhere.clear()

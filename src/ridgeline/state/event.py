@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+HANDED_ON, RETURNED = "handed on", "returned"
+
 
 class Scored(msgspec.Struct, frozen=True):
     """Log-probabilities of one token. `top`: (token, logprob), most likely first."""
@@ -17,7 +19,8 @@ class Scored(msgspec.Struct, frozen=True):
 class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """New tokens of one request.
 
-    finish: None while it runs; "stop" (a stop id), "length", "cancelled" or "error" with the last event.
+    finish: None while it runs; "stop" (a stop id), "length", "cancelled" or "error" with the last event; between
+    engines also HANDED_ON (another goes on) and RETURNED (the way there broke; error says which).
     at_s: engine clock when the step that made them ended. What has its default does not travel: a token takes 45 bytes.
     """
 

@@ -55,7 +55,12 @@ class Start(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Add(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """known: output tokens that others have made already. to: the engine that goes on after the next token, with what
+    was computed here; "": this one goes on itself."""
+
     request: Request
+    known: tuple[int, ...] = ()
+    to: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

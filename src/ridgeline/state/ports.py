@@ -1,12 +1,17 @@
 """What lower rooms need from higher ones, as protocols the higher rooms fill."""
 
+# size: SequenceMemory is all a scheduler may ask of a memory
+
 from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from .plan import Ints, StepPlan, StepResult
 from .sequence import Sequence
-from .transfer import Transfer
+from .transfer import Parcel, Transfer
 
 
 class StepRunner(Protocol):
@@ -37,6 +42,32 @@ class BreakEven(Protocol):
         ...
 
 
+class KeptState(Protocol):
+    """The bytes of kept state of the program "model", block by block: what travels between engines (E8, E9)."""
+
+    @property
+    def block_bytes(self) -> tuple[int, ...]:
+        """Bytes of one block in every group."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """Two engines understand each other's blocks when these are equal."""
+        ...
+
+    def block(self, group: int, block: int) -> npt.NDArray[np.uint8]:
+        """[block_bytes[group]], a view."""
+        ...
+
+    def adopt(self, group: int, key: int, data: npt.NDArray[np.uint8]) -> None:
+        """Save these bytes under the key, for LoadBlock; they are not copied."""
+        ...
+
+    def drop(self, key: int) -> None:
+        """Forget what is saved under the key."""
+        ...
+
+
 class SequenceMemory(Protocol):
     """Where the state of sequences lives for one program, as the scheduler sees it. All groups of layers together.
 
@@ -55,6 +86,11 @@ class SequenceMemory(Protocol):
 
     def reserve(self, sequence: Sequence, computed: int, tokens: int) -> bool:
         """Make room for `tokens` more after `computed`; False (and no change) when there is none."""
+        ...
+
+    def unpack(self, sequence: Sequence, computed: int, parcel: Parcel) -> int:
+        """Put what another engine computed into the blocks just reserved, after the `computed` tokens that are here
+        already; how many are computed then. Told by transfers, so what is in the parcel must stay until the step."""
         ...
 
     def has_headroom(self, sequences: int) -> bool:

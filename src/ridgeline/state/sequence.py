@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .event import Scored
 from .plan import SequenceId
 from .request import Request
+from .transfer import Parcel
 
 Rank = tuple[float, ...]
 
@@ -78,6 +79,9 @@ class Sequence:
     tokens_cached: int = 0  # of its beginning that others had computed, when it was last admitted
     tokens_guessed: int = 0  # judged so far
     tokens_accepted: int = 0
+    parcel: Parcel | None = None  # its beginning as another engine computed it, until it is unpacked
+    hands_on: bool = False  # after the next token it is chosen, somebody else goes on with it
+    entered_s: float = 0.0  # when it reached this engine; arrival_s is when it reached the first
 
     @property
     def tokens_known(self) -> int:

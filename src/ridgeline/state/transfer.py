@@ -42,6 +42,15 @@ class LoadBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class Parcel:
+    """State of a sequence's first `tokens` tokens that another engine computed (E8). Its block i, in every group, is
+    saved under first_key + i; they are forgotten by whoever saved them."""
+
+    first_key: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class MoveSaved:
     """Saved bytes to another tier; tier "": forgotten."""
 

@@ -1,0 +1,397 @@
+"""Cluster: prefill and decode engines, each its own process, seen as one engine. Starts, links and watches them.
+
+An engine that dies is started again, and what it was doing is computed again from the tokens that were delivered; when
+none is left, its requests end with an error that says so. Nobody waits for ever, nobody is lost.
+"""
+# size: one owner of the engines, their links and the requests on their way, under one lock
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ridgeline.engine.client import Deliver, EngineClient, EngineStopped
+from ridgeline.engine.config import EngineConfig
+from ridgeline.engine.place import Place
+from ridgeline.kit.errors import CapacityError, RidgelineError, UserError
+from ridgeline.state.event import RETURNED, TokenEvent
+from ridgeline.state.messages import EngineFacts
+from ridgeline.state.request import Request
+
+from .exchange import Greeting, introduce
+from .journey import Journey
+from .router import ROUTERS, Router
+
+PREFILL, DECODE = KINDS = ("prefill", "decode")
+
+Start = Callable[[EngineConfig, socket.socket, Callable[[RidgelineError], None]], EngineClient]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One engine. client None: not running (now). door: our end of what it hears of others through."""
+
+    name: str
+    kind: str
+    config: EngineConfig
+    restarts_left: int
+    client: EngineClient | None = None
+    door: socket.socket | None = None
+    is_starting: bool = False
+    born: int = 0  # how often it was started
+    stillborn: int = 0  # of these starts, the one that had ended before anybody could know it
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.client is None and not self.is_starting
+
+
+class Cluster:
+    """Has what EngineClient has: facts, submit_to, cancel, account, close. Thread-safe."""
+
+    def __init__(self, place: Place, configs: Mapping[str, EngineConfig], start: Start) -> None:
+        """configs: of the engines of each of KINDS."""
+        self.place, self._start = place, start
+        self._lock = threading.RLock()
+        self._turn = threading.Lock()  # one links at a time
+        self._journeys: dict[str, Journey] = {}
+        self._links: dict[tuple[str, str], int] = {}  # how often they were linked
+        self._closed: RidgelineError | None = None
+        self._routers: dict[str, Router] = {kind: ROUTERS[place.route]() for kind in KINDS}
+        self._nodes = {
+            f"{kind}-{number}": Node(f"{kind}-{number}", kind, configs[kind], place.restarts, is_starting=True)
+            for kind, count in zip(KINDS, place.engines, strict=True)
+            for number in range(count)
+        }
+        try:
+            self._start_all()
+        except BaseException:
+            self.close(timeout_s=0.0)
+            raise
+        self.facts = self._facts()
+
+    # -- what an engine's client can do
+
+    def submit_to(self, request: Request, deliver: Deliver) -> None:
+        """As EngineClient.submit_to."""
+        request.check(self.facts.vocabulary, self.facts.context)
+        journey = Journey(request, deliver)
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            if request.id in self._journeys:
+                raise UserError(f"request id {request.id!r} is already in use; give every request its own id.")
+            self._journeys[request.id] = journey
+        self._send(journey)
+
+    def cancel(self, request_id: str) -> None:
+        """As EngineClient.cancel."""
+        with self._lock:
+            journey = self._journeys.get(request_id)
+            if journey is None:
+                return
+            journey.is_cancelled = True
+        self._cancel(journey)
+
+    def account(self, kind: Any = dict[str, Any], *, reset: bool = False, timeout_s: float = 60.0) -> dict[str, Any]:
+        """By the names of the engines, what each one's observer saw; engines that are down are left out."""
+        found = {}
+        for name, client in self._running():
+            with contextlib.suppress(EngineStopped):
+                found[name] = client.account(kind, reset=reset, timeout_s=timeout_s)
+        return found
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """As EngineClient.close, for all."""
+        with self._lock:
+            self._closed = self._closed or EngineStopped("the engines were closed.")
+            nodes = list(self._nodes.values())
+            journeys, self._journeys = list(self._journeys.values()), {}
+        for node in nodes:
+            if node.client is not None:
+                node.client.close(timeout_s)
+            if node.door is not None:
+                node.door.close()
+        for journey in journeys:
+            journey.deliver(self._closed)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the engines that run, by name."""
+        return {name: client.pid for name, client in self._running()}
+
+    def links(self) -> dict[tuple[str, str], int]:
+        """How often each pair of engines was linked."""
+        with self._lock:
+            return dict(self._links)
+
+    # -- requests
+
+    def _send(self, journey: Journey) -> None:
+        """Route it and hand it over; with nobody there now, it waits until somebody is, or ends when nobody will be."""
+        with self._lock:
+            if journey.is_over or self._journeys.get(journey.request.id) is not journey:
+                return
+            pair = [self._choose(kind) for kind in KINDS]
+            if None in pair:
+                hopeless = self._hopeless()
+                if hopeless is None:
+                    return
+                self._journeys.pop(journey.request.id, None)
+                failed: RidgelineError = hopeless
+            else:
+                prefill, decode = (node for node in pair if node is not None)
+                link = f"{decode.name}/{self._links[prefill.name, decode.name]}"
+                journey.begin(prefill.name, decode.name, link)
+                name, asked, known = journey.name, journey.asked(), tuple(journey.known)
+                clients = (prefill.client, decode.client)
+        if None in pair:
+            journey.deliver(failed)
+            return
+        first, second = clients
+        try:
+            if first is not None and second is not None:  # else: died just now, and _died sends it again
+                second.expect(name, lambda event: self._heard(journey, name, event, is_first=False))
+                first.submit_to(
+                    asked, lambda event: self._heard(journey, name, event, is_first=True), known=known, to=link
+                )
+        except EngineStopped:
+            pass  # likewise
+        if journey.is_cancelled:
+            self._cancel(journey)
+
+    def _choose(self, kind: str) -> Node | None:
+        """The router's word among those that run."""
+        nodes = {node.name: node for node in self._nodes.values() if node.kind == kind and node.client is not None}
+        if not nodes:
+            return None
+        loads = dict.fromkeys(nodes, 0)
+        for journey in self._journeys.values():
+            at = (journey.decode if kind == DECODE else "") if journey.has_left else getattr(journey, kind)
+            if at in loads:
+                loads[at] += journey.load()
+        return nodes[self._routers[kind].choose(loads)]
+
+    def _hopeless(self) -> EngineStopped | None:
+        for kind in KINDS:
+            nodes = [node for node in self._nodes.values() if node.kind == kind]
+            if all(node.is_hopeless for node in nodes):
+                return EngineStopped(
+                    f"no {kind} engine is left: {len(nodes)} ended and were started again {self.place.restarts} times."
+                )
+        return None
+
+    def _heard(self, journey: Journey, name: str, event: TokenEvent | RidgelineError, *, is_first: bool) -> None:
+        """An event of one of its engines, from that one's reader thread."""
+        if isinstance(event, EngineStopped):
+            return  # _died knows
+        with self._lock:
+            if journey.name != name or journey.is_over:
+                return
+            if isinstance(event, RidgelineError):
+                journey.is_over = True
+                due: list[TokenEvent | RidgelineError] = [event]
+            elif event.finish == "error" and is_first:
+                journey.is_over = True
+                due = [CapacityError(event.error or "the decode engine refused it.")]
+            else:
+                due = list(journey.take(event, is_first=is_first))
+            if journey.is_over:
+                self._journeys.pop(journey.request.id, None)
+            other = self._nodes[journey.decode if is_first else journey.prefill].client
+        if journey.is_over and other is not None:
+            other.forget(name)
+        for one in due:
+            journey.deliver(one)
+        if isinstance(event, TokenEvent) and event.finish == RETURNED:
+            self._again(journey, name)
+        elif journey.is_cancelled and journey.has_left and not journey.is_over:
+            self._cancel(journey)
+
+    def _again(self, journey: Journey, name: str) -> None:
+        """The way it went has broken: link its engines again if they still live, and send it once more."""
+        with self._lock:
+            if journey.name != name or journey.is_over:
+                return
+            prefill, decode, link = self._nodes[journey.prefill], self._nodes[journey.decode], journey.link
+            alive = (prefill.client, decode.client)
+        self._link(prefill, decode, link)
+        self._restart(journey, name, alive)
+
+    def _restart(self, journey: Journey, name: str, engines: tuple[EngineClient | None, ...]) -> None:
+        """Another attempt; the engines that know of this one forget it."""
+        with self._lock:
+            if journey.name != name or journey.is_over:
+                return
+            journey.again()
+            if journey.attempt > 2 * self.place.restarts + 1:
+                journey.is_over = True
+                self._journeys.pop(journey.request.id, None)
+        for engine in engines:
+            if engine is not None:
+                engine.cancel(name)
+                engine.forget(name)
+        if journey.is_over:
+            tried = f"request {journey.request.id!r} was tried {journey.attempt} times; its engines ended each time."
+            journey.deliver(EngineStopped(tried))
+            return
+        self._send(journey)
+
+    def _cancel(self, journey: Journey) -> None:
+        with self._lock:
+            name = journey.name
+            nodes = [self._nodes[at].client for at in (journey.prefill, journey.decode) if at]
+            is_nowhere = not nodes and self._journeys.pop(journey.request.id, None) is not None
+            journey.is_over = journey.is_over or is_nowhere
+        if is_nowhere:  # it waits for an engine
+            journey.deliver(TokenEvent(journey.request.id, (), 0.0, finish="cancelled"))
+        for client in nodes:
+            if client is not None:
+                client.cancel(name)
+
+    # -- engines
+
+    def _running(self) -> list[tuple[str, EngineClient]]:
+        with self._lock:
+            return [(node.name, node.client) for node in self._nodes.values() if node.client is not None]
+
+    def _start_all(self) -> None:
+        """All at once; the first error of any."""
+        errors: list[BaseException] = []
+
+        def start(node: Node) -> None:
+            try:
+                self._bear(node)
+            except BaseException as error:  # raised below, in the thread of whoever asked
+                errors.append(error)
+
+        threads = [threading.Thread(target=start, args=(node,)) for node in self._nodes.values()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        for node in self._nodes.values():
+            if node.kind == DECODE:
+                self._link_all(node)
+
+    def _bear(self, node: Node) -> None:
+        """Start the process of a node; it takes no requests before it is linked."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        born = node.born = node.born + 1
+        with theirs:
+            try:
+                client = self._start(node.config, theirs, lambda error: self._died(node, born, error))
+            except BaseException:
+                ours.close()
+                raise
+        with self._lock:
+            node.door = ours
+            node.client, node.is_starting = client, False
+            is_late, is_dead = self._closed is not None, node.stillborn == born
+        if is_late:
+            client.close()
+        elif is_dead:
+            self._died(node, born, EngineStopped(f"{node.name} ended as soon as it was ready."))
+
+    def _link_all(self, node: Node) -> None:
+        for other in list(self._nodes.values()):
+            if other.kind != node.kind:
+                prefill, decode = (node, other) if node.kind == PREFILL else (other, node)
+                self._link(prefill, decode, "")
+
+    def _link(self, prefill: Node, decode: Node, broken: str) -> None:
+        """A fresh link between two, unless another thread has replaced the broken one already."""
+        with self._turn:
+            pair = (prefill.name, decode.name)
+            with self._lock:
+                number = self._links.get(pair, 0)
+                is_alive = prefill.client is not None and decode.client is not None
+                if not is_alive or (broken and broken != f"{decode.name}/{number}"):
+                    return
+                giving, taking, facts = prefill.door, decode.door, self._engine_facts(decode)
+                self._links[pair] = number + 1
+            greeting = Greeting(
+                f"{decode.name}/{number + 1}", gives=True, rate=self.place.rate, buffer=self.place.buffer,
+                slot_bytes=facts.kv_bytes_per_token * facts.block_tokens,
+            )  # fmt: skip
+            with contextlib.suppress(OSError):  # one died just now; _died knows
+                if giving is not None and taking is not None:
+                    introduce(giving, taking, greeting, self.place.link)
+
+    def _engine_facts(self, node: Node) -> EngineFacts:
+        if node.client is None:
+            raise EngineStopped(f"{node.name} is not running.")
+        return node.client.facts
+
+    def _died(self, node: Node, born: int, error: RidgelineError) -> None:
+        """From the reader thread of the engine that ended."""
+        with self._lock:
+            if self._closed is not None or born != node.born:
+                return
+            if node.client is None:
+                node.stillborn = born
+                return
+            if node.door is not None:
+                node.door.close()
+            dead, node.client, node.door = node.client, None, None
+            node.is_starting = node.restarts_left > 0
+            node.restarts_left -= node.is_starting
+            met = [
+                one for one in self._journeys.values()
+                if one.decode == node.name or (one.prefill == node.name and not one.has_left)
+            ]  # fmt: skip
+            names = [one.name for one in met]
+            engines = [tuple(self._nodes[at].client for at in (one.prefill, one.decode)) for one in met]
+        dead.close(timeout_s=0.0)
+        if node.is_starting:
+            threading.Thread(
+                target=self._revive, args=(node,), name=f"ridgeline-revive-{node.name}", daemon=True
+            ).start()
+        for one, name, pair in zip(met, names, engines, strict=True):
+            self._restart(one, name, pair)
+        if not node.is_starting:
+            self._send_waiting()
+
+    def _revive(self, node: Node) -> None:
+        while True:
+            try:
+                self._bear(node)
+                break
+            except RidgelineError:
+                with self._lock:
+                    if self._closed is not None or node.restarts_left <= 0:
+                        node.is_starting = False
+                        break
+                    node.restarts_left -= 1
+        if node.client is not None:
+            self._link_all(node)
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        with self._lock:
+            waiting = [one for one in self._journeys.values() if not one.prefill]
+        for journey in waiting:
+            self._send(journey)
+
+    def _facts(self) -> EngineFacts:
+        """Of all engines as one: what a request may be, threads of one engine, bytes of all."""
+        facts = [client.facts for _, client in self._running()]
+        least = min(facts, key=lambda one: one.context)
+        return msgspec.structs.replace(
+            least,
+            threads=min(one.threads for one in facts),
+            resident_weight_bytes=sum(one.resident_weight_bytes for one in facts),
+            arena_bytes=sum(one.arena_bytes for one in facts),
+            kv_bytes=sum(one.kv_bytes for one in facts),
+            kv_blocks=sum(one.kv_blocks for one in facts),
+            load_s=max(one.load_s for one in facts),
+            spec=facts[-1].spec,
+        )

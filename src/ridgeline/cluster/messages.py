@@ -1,0 +1,60 @@
+"""What two engines say to each other about one sequence on its way. A stream is one sequence on one link."""
+
+# giver                                     taker
+# Open (so many tokens, this layout)  --->
+#                                     <---  Go, when there is room for all of it; or Refused
+# Block, Block, ... while it computes --->  [with payloads]
+# Handover (the request, its tokens)  --->
+#                                     <---  Taken: now the giver's blocks are free; or Refused
+# Drop, at any time before Taken      --->
+
+from __future__ import annotations
+
+import msgspec
+
+from ridgeline.state.request import Request
+
+
+class Open(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """tokens: whose state will come. layout, block_bytes: of the giver's pool (state.ports.KeptState)."""
+
+    stream: int
+    tokens: int
+    layout: str
+    block_bytes: tuple[int, ...]
+
+
+class Block(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The payload is block `index` of the sequence in this group, as it is stored. One that comes again replaces it."""
+
+    stream: int
+    group: int
+    index: int
+
+
+class Handover(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Everything was sent. known: output tokens so far; the last one's state is not computed."""
+
+    stream: int
+    request: Request
+    known: tuple[int, ...]
+
+
+class Drop(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    stream: int
+
+
+class Go(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    stream: int
+
+
+class Taken(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    stream: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    stream: int
+    why: str
+
+
+Message = Open | Block | Handover | Drop | Go | Taken | Refused

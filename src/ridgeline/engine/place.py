@@ -1,0 +1,92 @@
+"""Places: where the tokens of a prompt and those after it are computed, and how a step mixes the two; data only.
+
+`NAME:option=value,option=value`. config.py and cluster/build.py read what make_place says; nobody else knows a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+from ridgeline.decode.options import refuse_unknown, split
+from ridgeline.kit.errors import UserError
+
+LINKS = ("shm", "tcp")
+ROUTES = ("least", "round")
+MOST_ENGINES, MOST_RESTARTS = 64, 100
+LEAST_RATE = 1000.0  # bytes a second: a block would travel for minutes
+
+
+class Place(msgspec.Struct, frozen=True):
+    """engines, threads: (before the first token, after it); () engines: one engine does both."""
+
+    name: str
+    mixes: bool = True
+    engines: Annotated[tuple[int, ...], "engines that compute prompts + engines that go on, as 1+1"] = ()
+    threads: Annotated[tuple[int, ...], "threads of each engine of the two kinds; default: shared out evenly"] = ()
+    link: Annotated[str, "how kept state travels: shm (shared memory) or tcp"] = "shm"
+    rate: Annotated[float, "bytes a second the link is slowed down to, for study; 0: not"] = 0.0
+    buffer: Annotated[int, "bytes of kept state that may wait at an engine that goes on"] = 256 << 20
+    route: Annotated[str, "who gets a request: least (the least loaded) or round (in turn)"] = "least"
+    restarts: Annotated[int, "times an engine that dies is started again"] = 3
+
+    @property
+    def is_apart(self) -> bool:
+        return bool(self.engines)
+
+
+PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which of its fields are options
+    "serial": (Place("serial", mixes=False), ()),
+    "chunked": (Place("chunked"), ()),
+    "disaggregated": (
+        Place("disaggregated", engines=(1, 1)),
+        ("engines", "threads", "link", "rate", "buffer", "route", "restarts"),
+    ),
+}
+
+
+def make_place(text: str) -> Place:
+    """UserError for what there is not."""
+    name, given = split(text)
+    if name not in PLACES:
+        raise UserError(f"place is {name!r}; known: {', '.join(PLACES)}.")
+    place, options = PLACES[name]
+    refuse_unknown(f"place {name}", given, options)
+    return msgspec.structs.replace(place, **{key: _read(key, value) for key, value in given.items()})
+
+
+def _read(key: str, text: str) -> object:
+    match key:
+        case "engines" | "threads":
+            counts = text.split("+")
+            if len(counts) != 2 or not all(n.isascii() and n.isdigit() and 0 < int(n) <= MOST_ENGINES for n in counts):
+                raise UserError(f"{key} is {text!r}; write two counts from 1 to {MOST_ENGINES}, as {key}=1+1.")
+            return tuple(int(count) for count in counts)
+        case "link" | "route":
+            known = LINKS if key == "link" else ROUTES
+            if text not in known:
+                raise UserError(f"{key} is {text!r}; known: {', '.join(known)}.")
+            return text
+        case "rate" | "buffer":
+            size = _size(key, text)
+            if key == "rate" and 0 < size < LEAST_RATE:
+                raise UserError(f"rate is {text!r}; it must be 0 (no limit) or at least 1000 bytes a second.")
+            return float(size) if key == "rate" else int(size)
+    if not text.isascii() or not text.isdigit() or int(text) > MOST_RESTARTS:
+        raise UserError(f"{key} is {text!r}; it must be a whole number from 0 to {MOST_RESTARTS}.")
+    return int(text)
+
+
+def _size(key: str, text: str) -> float:
+    """ "100M" -> 104857600.0; K, M, G are powers of 1024."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    power = {"": 0, "K": 10, "M": 20, "G": 30}.get(unit)
+    try:
+        size = float(number) * (1 << power) if power is not None else -1.0
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 2**50 or (key == "buffer" and size < 1):
+        raise UserError(f"{key} is {text!r}; write a size like 64M or 1.5G.")
+    return size

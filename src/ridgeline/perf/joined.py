@@ -1,0 +1,171 @@
+"""Joined: a request that went through two engines as one life, and the work of several engines as one account (E8).
+
+From one Recording an engine. Between the step that made its first token and the moment it reached the next engine
+everything is `transfer`, and so is putting its state into that engine's blocks. Leaves out, and counts, whoever was
+seen in part: what an engine that died knew of its requests is lost with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from ridgeline.state.event import HANDED_ON
+
+from .account import OtherWork, StepTable
+from .intervals import RESTORE, ClientNote, Segments, segments_of
+from .ledger import RequestLedger, RunLedger
+from .phases import DECODE, PHASES, PREFILL
+from .recording import Recording
+from .timeline import Ended
+
+TRANSFER = "transfer"
+AGAIN = re.compile(r"~\d+$")  # a later attempt (cluster.journey): what was before it is not known here
+Part = tuple[Recording, Ended, RequestLedger]
+
+
+def joined_ledger(recordings: Mapping[str, Recording]) -> RunLedger:
+    """The ledger of a run on several engines: times of steps are sums over the engines."""
+    lives: dict[str, list[Part]] = {}
+    partial = 0
+    for one in recordings.values():
+        known = {ledger.request_id: ledger for ledger in one.ledger.requests}
+        ended = one.timeline.ended if one.timeline is not None else ()
+        for part in ended:
+            if part.request in known:
+                lives.setdefault(part.request, []).append((one, part, known[part.request]))
+    requests = []
+    for name, parts in lives.items():
+        parts.sort(key=lambda part: part[1].ended_s)
+        whole = [part[1].reason == HANDED_ON for part in parts] == [True] * (len(parts) - 1) + [False]
+        if whole and len(parts) <= 2 and not AGAIN.search(name):
+            requests.append(_joined(parts))
+        else:
+            partial += 1
+    wall: Counter[str] = Counter()
+    for request in requests:
+        wall.update(request.wall_ns)
+    ledgers = [one.ledger for one in recordings.values()]
+    return RunLedger(
+        tuple(requests), dict(wall), sum(one.operators_ns for one in ledgers), sum(one.gaps_ns for one in ledgers),
+        sum(one.host_ns for one in ledgers), sum(one.idle_ns for one in ledgers), sum(one.step_ns for one in ledgers),
+        sum(one.engine_ns for one in ledgers), sum(one.steps for one in ledgers),
+        partial + sum(one.partial for one in ledgers),
+    )  # fmt: skip
+
+
+def _joined(parts: list[Part]) -> RequestLedger:
+    """One request; all its parts but the last handed it on."""
+    note = parts[0][0].notes.get(parts[0][1].request)
+    segments: Segments = []
+    for place, (recording, one, _) in enumerate(parts):
+        is_last = place == len(parts) - 1
+        if recording.steps is None:
+            continue
+        own = one if not place else msgspec.structs.replace(one, arrival_s=one.entered_s)
+        found = segments_of(recording.steps, own, _note(note, own, is_first=not place, is_last=is_last))
+        if place:
+            found = _later(found)
+            segments.append((TRANSFER, segments[-1][2], max(segments[-1][2], found[0][1])))
+        segments += found
+    wall: Counter[str] = Counter()
+    for name, begin, end in segments:
+        wall[name] += end - begin
+    first, last = parts[0][2], parts[-1][2]
+    costs: dict[str, dict[str, int]] = {}
+    for place, (_, _, ledger) in enumerate(parts):
+        for phase, groups in ledger.costs.items():
+            phase = PHASES[DECODE] if place and phase == PHASES[PREFILL] else phase
+            costs[phase] = dict(Counter(costs.get(phase, {})) + Counter(groups))
+    return msgspec.structs.replace(
+        last,
+        arrival_s=first.arrival_s,
+        wall_ns={name: spent for name, spent in wall.items() if spent},
+        e2e_ns=segments[-1][2] - segments[0][1],
+        cost_ns={phase: sum(groups.values()) for phase, groups in costs.items()},
+        costs=costs,
+        cached_tokens=first.cached_tokens,
+        computed_tokens=first.computed_tokens,
+        recomputed_tokens=sum(ledger.recomputed_tokens for _, _, ledger in parts),
+        preemptions=sum(ledger.preemptions for _, _, ledger in parts),
+    )
+
+
+def _note(note: ClientNote | None, one: Ended, *, is_first: bool, is_last: bool) -> ClientNote | None:
+    """Of the client's note what belongs to this part."""
+    if note is None or not (is_first or is_last):
+        return None
+    begun_s, before = (note.begun_s, note.before) if is_first else (one.arrival_s, {})
+    if not is_last:
+        return ClientNote(begun_s, before)
+    return ClientNote(begun_s, before, note.last_s, note.ended_s, note.after)
+
+
+def _later(segments: Segments) -> Segments:
+    """What a later engine did, by other names: restoring what came along is the end of the way, and whose first token
+    was chosen before has no prompt left to compute (its engine cannot know that)."""
+    renamed, is_restored = [], False
+    for name, begin, end in segments:
+        if name == RESTORE and not is_restored:
+            name, is_restored = TRANSFER, True
+        renamed.append((PHASES[DECODE] if name == PHASES[PREFILL] else name, begin, end))
+    return renamed
+
+
+def one_after_another(tables: Mapping[str, StepTable]) -> StepTable:
+    """The steps of several engines as if one had run them in turn: seconds are engine-seconds. One alone stays as it
+    is. Without a timeline: who did what when is each engine's own."""
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    all_tables = list(tables.values())
+    first = all_tables[0]
+    shapes, times, begun, at_s = [], [], 0, 0.0
+    for table in all_tables:
+        rows, own = table.shape_rows().copy(), table.step_times().copy()
+        rows[:, 0] += begun
+        if len(own):
+            own += at_s - own[0, 0]
+            at_s = float(own[-1, 1])
+        begun += len(own)
+        shapes.append(rows)
+        times.append(own)
+    timed = [table.lines() for table in all_tables if table.line_ns]
+    finished: Counter[str] = Counter()
+    for table in all_tables:
+        finished.update({reason: n for reason, n in table.finished.items() if reason != HANDED_ON})
+    return msgspec.structs.replace(
+        first,
+        shapes=np.concatenate(shapes).tobytes(),
+        times=np.concatenate(times).tobytes(),
+        line_ns=np.sum(timed, axis=0).tobytes() if timed else b"",
+        finished=dict(finished),
+        others=_others(all_tables),
+        experts=b"".join(table.experts for table in all_tables),
+        memory={name: table.memory for name, table in tables.items()},
+        timeline=None,
+        **{
+            name: sum(getattr(table, name) for table in all_tables)
+            for name in (
+                "host_s", "idle_s", "native_calls", "preemptions", "tokens_recomputed", "guessed", "accepted",
+                "transfer_ns", "native_ns",
+            )
+        },
+    )  # fmt: skip
+
+
+def _others(tables: list[StepTable]) -> dict[str, OtherWork]:
+    found: dict[str, OtherWork] = {}
+    for table in tables:
+        for name, work in table.others.items():
+            if (before := found.get(name)) is not None:
+                lines = [np.frombuffer(one.line_ns, np.int64) for one in (before, work)]
+                work = OtherWork(
+                    before.steps + work.steps, before.entries + work.entries, before.tokens + work.tokens,
+                    sum(lines[1:], lines[0]).tobytes() if len(lines[0]) == len(lines[1]) else work.line_ns,
+                )  # fmt: skip
+            found[name] = work
+    return found

@@ -1,0 +1,83 @@
+"""Places are data: what is written becomes a Place, everything else is refused in a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from ridgeline.cluster.build import configs_of, shares, threads_of
+from ridgeline.cluster.router import ROUTERS, LeastRouter, RoundRouter
+from ridgeline.engine.config import EngineConfig
+from ridgeline.engine.place import PLACES, ROUTES, Place, make_place
+from ridgeline.kit.errors import UserError
+
+from ..engine.tiny import LLAMA, MAMBA2, TinyEngine, write_config
+
+
+def test_what_is_written() -> None:
+    assert make_place("chunked") == Place("chunked")
+    assert not make_place("serial").mixes
+    assert make_place("disaggregated").engines == (1, 1)
+    place = make_place("disaggregated:engines=2+3,threads=1+4,link=tcp,rate=1.5M,buffer=64M,route=round,restarts=0")
+    assert place == Place("disaggregated", True, (2, 3), (1, 4), "tcp", 1.5 * 2**20, 64 << 20, "round", 0)
+    assert set(ROUTERS) == set(ROUTES)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("apart", "known: serial, chunked, disaggregated"),
+        ("serial:link=tcp", "no option link"),
+        ("disaggregated:engines=2", "two counts"),
+        ("disaggregated:engines=0+1", "two counts"),
+        ("disaggregated:link=carrier-pigeon", "known: shm, tcp"),
+        ("disaggregated:rate=-1", "write a size"),
+        ("disaggregated:rate=nan", "write a size"),
+        ("disaggregated:rate=5", "at least 1000"),
+        ("disaggregated:buffer=0", "write a size"),
+        ("disaggregated:restarts=-1", "whole number"),
+        ("disaggregated:link=shm,link=tcp", "twice"),
+    ],
+)
+def test_what_is_refused(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        EngineConfig(model="x", place=text).check()
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": "window:64"}, {"prefix": False}, {"cache": False}, {"batching": "static"}, {"paging": False}]
+)
+def test_what_does_not_go_with_it(options: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="disaggregated"):
+        EngineConfig(model="x", place="disaggregated", **options).check()  # type: ignore[arg-type]
+
+
+def test_a_recurrent_state_cannot_be_handed_on(tmp_path) -> None:
+    with pytest.raises(UserError, match="Leave place out"):
+        TinyEngine(write_config(tmp_path, MAMBA2), place="disaggregated")
+
+
+def test_who_gets_what(tmp_path) -> None:
+    config = EngineConfig(model=write_config(tmp_path, LLAMA), threads=6, spec="ngram:k=4", place="disaggregated")
+    place = make_place("disaggregated:engines=1+2")
+    parts = configs_of(config, place)
+    assert [(one.threads, one.spec) for one in parts.values()] == [(2, None), (2, "ngram:k=4")]
+    assert len({one.kv_bytes for one in parts.values()}) == 1
+    assert threads_of(EngineConfig(model="x"), make_place("disaggregated:threads=3+1")) == (3, 1)
+    with pytest.raises(UserError, match="twice"):
+        threads_of(config, make_place("disaggregated:threads=3+1"))
+    assert "1 prefill" in shares(config) and shares(EngineConfig(model="x")) == ""
+
+
+def test_routers() -> None:
+    assert LeastRouter().choose({"a": 3, "b": 1, "c": 1}) == "b"
+    turns = RoundRouter()
+    assert [turns.choose({"a": 9, "b": 0}) for _ in range(3)] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("place", [name for name, (place, _) in PLACES.items() if not place.is_apart])
+def test_one_engine_makes_the_same_tokens_in_any_place(tmp_path, place: str) -> None:
+    from .test_exchange import alone, requests
+
+    model = write_config(tmp_path, LLAMA | {"tie_word_embeddings": False})
+    asked = requests((5, 40, 90, 17))
+    assert alone(model, asked, place=place, step_tokens=64) == alone(model, asked)
