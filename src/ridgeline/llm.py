@@ -318,8 +318,10 @@ class LLM:
     def evidence(self, seen: Seen, *, reset: bool = False, machine: Machine | None = None) -> Evidence:
         """What a verdict about the same time rests on: perf.verdict.judge says it. `seen`: what the asker saw."""
         machine = machine or load_or_measure(self.facts.threads)
-        kept = self.recording(reset=reset, machine=machine)
-        return evidence_of(kept.table, kept.ledger, self.program, self.config, self.facts, machine, seen)
+        kept = self._recordings(reset, machine)
+        table = one_after_another({name: one.table for name, one in kept.items()})
+        ledger = joined_ledger(kept) if self._is_apart else kept[""].ledger
+        return evidence_of(table, ledger, self.program, self.config, self.facts, machine, seen)
 
     def close(self) -> None:
         if self.watch is not None:
