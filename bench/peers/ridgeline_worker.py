@@ -15,8 +15,8 @@ from ridgeline.run.machine import Machine
 
 class Ridgeline:
     def __init__(self, options: argparse.Namespace) -> None:
-        weights, _, activations = options.precision.partition("/")
-        chosen = {"activations": activations} if activations else {}
+        weights, *chosen_in_order = options.precision.split("/")
+        chosen = dict(zip(("activations", "kv"), chosen_in_order, strict=False))
         self._llm = LLM(str(options.model), weights=weights, threads=options.threads, **chosen)
         facts = self._llm.facts
         self.facts: Json = {

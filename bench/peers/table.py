@@ -250,7 +250,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file: what ridgeline pull prints")
     parser.add_argument("--peers", **words, default=names, help=f"of {','.join(names)}")
     parser.add_argument("--workloads", **words, default=list(WORKLOADS))
-    parser.add_argument("--weights", **words, default=OUR_WEIGHTS, help="of ours: WEIGHTS or WEIGHTS/ACTIVATIONS")
+    parser.add_argument(
+        "--weights",
+        **words,
+        default=OUR_WEIGHTS,
+        help="of ours: WEIGHTS, WEIGHTS/ACTIVATIONS or WEIGHTS/ACTIVATIONS/KV",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, help="W3 and W4 with fewer requests, for a trial")
     parser.add_argument("--slow-s", type=float, default=90.0, help="a job that takes longer is not repeated")
