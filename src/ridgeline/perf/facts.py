@@ -145,4 +145,6 @@ def _common(evidence: Evidence, values: dict[str, float]) -> list[Fact]:
     if evidence.predicted_s > 0:
         busy = (evidence.step_s + evidence.host_s) / evidence.predicted_s
         found.append(Fact("measured over predicted", busy, "x", ESTIMATOR))
+    if evidence.calm > 0:
+        found.append(Fact("in the calmest quarter of it", evidence.calm, "x", ESTIMATOR))
     return found
