@@ -106,7 +106,7 @@ def runs_of(kind: str, number: int, level: Level, seeds: list[int]) -> Iterator[
         for seed in seeds:
             for redone in range(TRIES):
                 before = calm_pace(machine, level.scale)
-                evidence = observed(llm, level, machine, f"{kind} {number} {seed}", before)
+                evidence = observed(llm, level, machine, f"{kind} {number} {seed} {redone}", before)
                 after = recheck(machine)
                 pace = mean_pace(before, after)
                 run = Run(kind, number, seed, set_of(kind, number), replace(evidence, pace=pace), before, after, redone)
@@ -118,7 +118,8 @@ def runs_of(kind: str, number: int, level: Level, seeds: list[int]) -> Iterator[
 
 
 def observed(llm: LLM, level: Level, machine: Machine, name: str, before: Pace) -> Evidence:
-    """Ask as the level says, with what is planted in its way. The same draw whenever it is asked again."""
+    """Ask as the level says, with what is planted in its way. Another draw whenever it is done again: prompts that
+    were computed once would be found in the prefix cache."""
     draw = random.Random(name)
     llm.text_s = 0.0  # type: ignore[attr-defined]
     replay(llm, [Job(tuple(draw.randrange(100, 400) for _ in range(16)), 4)])
