@@ -176,9 +176,12 @@ def _print(
 
 
 def _verdict(result: RungResult) -> str:
-    """What bounds the rung, and how much of it that is."""
+    """What bounds the rung, how much of it that is, and the cause after it."""
     one = result.verdict
-    return "–" if one is None else f"{one.cause} {percent(one.share)}" if one.share else one.cause
+    if one is None:
+        return "–"
+    after = f", then {one.next[0].cause}" if one.next and one.next[0].holds else ""
+    return (f"{one.cause} {percent(one.share)}" if one.share else one.cause) + after
 
 
 def _optional(value: float | None) -> str:
@@ -216,6 +219,6 @@ def _draw(
         [result.predicted_ttft_s for result in results],
     )  # fmt: skip
     return bars(
-        "The ladder: from a naive loop to this engine", _subject(model, jobs) + f", {threads} threads{words}",
-        [(result.name, result.adds, f"verdict: {_verdict(result)}") for result in results], [throughput, first], footer,
+        "The ladder: from a naive loop to this engine", _subject(model, jobs) + f", {threads} threads{words}; third line: verdict",
+        [(result.name, result.adds, _verdict(result)) for result in results], [throughput, first], footer,
     )  # fmt: skip
