@@ -219,6 +219,7 @@ def _draw(
         [result.predicted_ttft_s for result in results],
     )  # fmt: skip
     return bars(
-        "The ladder: from a naive loop to this engine", _subject(model, jobs) + f", {threads} threads{words}; third line: verdict",
+        "The ladder: from a naive loop to this engine",
+        f"{_subject(model, jobs)}, {threads} threads{words}; third line: verdict",
         [(result.name, result.adds, _verdict(result)) for result in results], [throughput, first], footer,
     )  # fmt: skip
