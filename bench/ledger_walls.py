@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "small pool, host tier": SMALL | {"host_kv_bytes": 64 << 20},
     "small pool, guessing": SMALL | {"spec": "ngram:k=4,adapt=off"},
     "static batches": {"batching": "static", "max_sequences": 4},
+    "disaggregated": {"place": "disaggregated"},
 }  # fmt: skip
 
 

@@ -189,9 +189,14 @@ def segments_of(steps: Steps, one: Ended, note: ClientNote | None) -> Segments:
         end_ns = min(end_ns, to_ns(note.last_s))
     end_ns = max(end_ns, arrival_ns)
     segments += engine_segments(steps, one, arrival_ns, end_ns)
-    if note.ended_s is not None:
-        segments += _portioned(note.after, end_ns, max(end_ns, to_ns(note.ended_s)), "deliver")
-    return segments
+    return segments + delivery(note, end_ns)
+
+
+def delivery(note: ClientNote, end_ns: int) -> Segments:
+    """From the last event to the caller's having it; nothing when that is not known."""
+    if note.ended_s is None:
+        return []
+    return _portioned(note.after, end_ns, max(end_ns, to_ns(note.ended_s)), "deliver")
 
 
 def _portioned(parts: dict[str, int], begin: int, end: int, rest: str) -> Segments:

@@ -17,7 +17,7 @@ import numpy as np
 from ridgeline.state.event import HANDED_ON
 
 from .account import OtherWork, StepTable
-from .intervals import RESTORE, ClientNote, Segments, segments_of
+from .intervals import RESTORE, ClientNote, Segments, delivery, segments_of, to_ns
 from .ledger import RequestLedger, RunLedger
 from .phases import DECODE, PHASES, PREFILL
 from .recording import Recording
@@ -30,22 +30,22 @@ Part = tuple[Recording, Ended, RequestLedger]
 
 def joined_ledger(recordings: Mapping[str, Recording]) -> RunLedger:
     """The ledger of a run on several engines: times of steps are sums over the engines."""
-    lives: dict[str, list[Part]] = {}
-    partial = 0
-    for one in recordings.values():
-        known = {ledger.request_id: ledger for ledger in one.ledger.requests}
-        ended = one.timeline.ended if one.timeline is not None else ()
-        for part in ended:
-            if part.request in known:
-                lives.setdefault(part.request, []).append((one, part, known[part.request]))
+    lives, torn = _lives(recordings)
     requests = []
     for name, parts in lives.items():
-        parts.sort(key=lambda part: part[1].ended_s)
-        whole = [part[1].reason == HANDED_ON for part in parts] == [True] * (len(parts) - 1) + [False]
-        if whole and len(parts) <= 2 and not AGAIN.search(name):
-            requests.append(_joined(parts))
-        else:
-            partial += 1
+        note = parts[0][0].notes.get(name)
+        is_whole = [part[1].reason == HANDED_ON for part in parts] == [True] * (len(parts) - 1) + [False]
+        is_cut = len(parts) == 1 and not is_whole and note is not None and note.last_s is not None
+        if name in torn:
+            continue
+        if not parts[0][1].hands_on:
+            torn.add(name)  # the engine that saw its beginning died since
+        elif is_cut and note is not None and note.last_s is not None and note.last_s < parts[0][1].ended_s:
+            torn.add(name)  # its last event is of no engine: it waited for one to be started again
+        elif is_cut or (is_whole and len(parts) <= 2):
+            requests.append(_joined(parts, note))
+        elif len(parts) > 1:
+            torn.add(name)  # else it is still on its way, or at work in the next engine
     wall: Counter[str] = Counter()
     for request in requests:
         wall.update(request.wall_ns)
@@ -53,46 +53,86 @@ def joined_ledger(recordings: Mapping[str, Recording]) -> RunLedger:
     return RunLedger(
         tuple(requests), dict(wall), sum(one.operators_ns for one in ledgers), sum(one.gaps_ns for one in ledgers),
         sum(one.host_ns for one in ledgers), sum(one.idle_ns for one in ledgers), sum(one.step_ns for one in ledgers),
-        sum(one.engine_ns for one in ledgers), sum(one.steps for one in ledgers),
-        partial + sum(one.partial for one in ledgers),
+        sum(one.engine_ns for one in ledgers), sum(one.steps for one in ledgers), len(torn),
+        sum(one.account_ns for one in ledgers),
     )  # fmt: skip
 
 
-def _joined(parts: list[Part]) -> RequestLedger:
-    """One request; all its parts but the last handed it on."""
-    note = parts[0][0].notes.get(parts[0][1].request)
+def _lives(recordings: Mapping[str, Recording]) -> tuple[dict[str, list[Part]], set[str]]:
+    """(the parts of every request in order, the names of those that are known in part): who came before any engine's
+    record began, or was tried again. The order is that of the way, whatever the clocks say."""
+    lives: dict[str, list[Part]] = {}
+    torn: set[str] = set()
+    seen = [(one, one.timeline) for one in recordings.values() if one.timeline is not None]
+    since_s = max((timeline.since_s for _, timeline in seen), default=0.0)
+    for one, timeline in seen:
+        known = {ledger.request_id: ledger for ledger in one.ledger.requests}
+        for part in timeline.ended:
+            name = part.request if part.request in one.notes else AGAIN.sub("", part.request)
+            if part.arrival_s < since_s or part.request not in known or name != part.request:
+                torn.add(name)
+            else:
+                lives.setdefault(name, []).append((one, part, known[part.request]))
+    for parts in lives.values():
+        parts.sort(key=lambda part: (part[1].reason != HANDED_ON, part[1].ended_s))
+    return lives, torn
+
+
+def _joined(parts: list[Part], note: ClientNote | None) -> RequestLedger:
+    """One request; all its parts but the last handed it on. One part that did: it was cancelled on its way."""
     segments: Segments = []
-    for place, (recording, one, _) in enumerate(parts):
-        is_last = place == len(parts) - 1
+    last_s = None if note is None else note.last_s
+    ends_on_way = last_s is not None and (len(parts) == 1 or last_s < parts[-1][1].entered_s)
+    ends_on_way = ends_on_way and parts[0][1].reason == HANDED_ON
+    lived = parts[:1] if ends_on_way else parts
+    for place, (recording, one, _) in enumerate(lived):
+        is_last = place == len(parts) - 1 and not ends_on_way
         if recording.steps is None:
             continue
         own = one if not place else msgspec.structs.replace(one, arrival_s=one.entered_s)
         found = segments_of(recording.steps, own, _note(note, own, is_first=not place, is_last=is_last))
-        if place:
-            found = _later(found)
-            segments.append((TRANSFER, segments[-1][2], max(segments[-1][2], found[0][1])))
-        segments += found
+        segments += found if not place else _after(segments[-1][2], _later(found))
+    if ends_on_way and note is not None:
+        segments += _end_on_way(note, segments[-1][2])
     wall: Counter[str] = Counter()
     for name, begin, end in segments:
         wall[name] += end - begin
-    first, last = parts[0][2], parts[-1][2]
+    first, last, ledgers = parts[0][2], parts[-1][2], [part[2] for part in parts]
     costs: dict[str, dict[str, int]] = {}
-    for place, (_, _, ledger) in enumerate(parts):
+    for place, ledger in enumerate(ledgers):
         for phase, groups in ledger.costs.items():
             phase = PHASES[DECODE] if place and phase == PHASES[PREFILL] else phase
             costs[phase] = dict(Counter(costs.get(phase, {})) + Counter(groups))
     return msgspec.structs.replace(
         last,
         arrival_s=first.arrival_s,
+        finish="cancelled" if ends_on_way else last.finish,
         wall_ns={name: spent for name, spent in wall.items() if spent},
         e2e_ns=segments[-1][2] - segments[0][1],
         cost_ns={phase: sum(groups.values()) for phase, groups in costs.items()},
         costs=costs,
         cached_tokens=first.cached_tokens,
         computed_tokens=first.computed_tokens,
-        recomputed_tokens=sum(ledger.recomputed_tokens for _, _, ledger in parts),
-        preemptions=sum(ledger.preemptions for _, _, ledger in parts),
+        recomputed_tokens=sum(one.recomputed_tokens for one in ledgers)
+        + sum(one.computed_tokens for one in ledgers[1:]),
+        preemptions=sum(one.preemptions for one in ledgers),
+        tokens_guessed=sum(one.tokens_guessed for one in ledgers),
+        tokens_accepted=sum(one.tokens_accepted for one in ledgers),
     )
+
+
+def _after(begin: int, segments: Segments) -> Segments:
+    """What the next engine did, the way there before it. Its clock may be behind: no time is told twice."""
+    told = [(name, max(begin, since), until) for name, since, until in segments if until > begin]
+    if not told:
+        return [(TRANSFER, begin, begin)]
+    return [(TRANSFER, begin, told[0][1]), *told]
+
+
+def _end_on_way(note: ClientNote, begin: int) -> Segments:
+    """From being handed on to the caller's last event: no engine was at work for it."""
+    last_ns = max(begin, to_ns(begin * 1e-9 if note.last_s is None else note.last_s))
+    return [(TRANSFER, begin, last_ns), *delivery(note, last_ns)]
 
 
 def _note(note: ClientNote | None, one: Ended, *, is_first: bool, is_last: bool) -> ClientNote | None:

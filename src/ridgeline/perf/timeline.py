@@ -38,6 +38,7 @@ class Ended(msgspec.Struct, frozen=True):
     tokens_guessed: int
     tokens_accepted: int
     entered_s: float = 0.0  # when it reached this engine, perhaps from another one
+    hands_on: bool = False  # it was to go on elsewhere after its first token: so this engine saw its beginning
 
 
 class Timeline(msgspec.Struct, frozen=True):
@@ -132,6 +133,7 @@ class TimelineKeeper:
             Ended(
                 one.id, one.request.id, reason, one.arrival_s, at_s, one.tokens_prompt, one.tokens_output,
                 one.preemptions, one.tokens_recomputed, one.tokens_guessed, one.tokens_accepted, one.entered_s,
+                one.hands_on,
             )
         )  # fmt: skip
 

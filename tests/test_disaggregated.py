@@ -1,0 +1,31 @@
+"""The real checkpoint through LLM(): an answer is the same wherever its tokens are computed, and its intervals are its
+wall time."""
+
+from __future__ import annotations
+
+import pytest
+
+from ridgeline.llm import LLM
+
+pytestmark = pytest.mark.model
+
+PROMPTS = (
+    "The capital of France is",
+    "Why is the sky blue? Answer in one sentence.",
+    "def fibonacci(n):\n",
+    " ".join(f"Line {n}: the river runs past mile {n * 7}." for n in range(24)),
+)
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_the_same_tokens_as_one_engine(kv: str) -> None:
+    answers, walls = [], []
+    for place in ("chunked", "disaggregated"):
+        with LLM("smollm2-135m", place=place, kv=kv, context=1024, kv_bytes=64 << 20) as llm:
+            answers.append([one.tokens for one in llm.generate(list(PROMPTS), max_tokens=16, ignore_stop=True)])
+            walls.append(llm.ledger())
+    assert answers[0] == answers[1]
+    for ledger in walls:
+        assert len(ledger.requests) == len(PROMPTS) and not ledger.partial
+        assert all(sum(one.wall_ns.values()) == one.e2e_ns for one in ledger.requests)
+    assert all(one.wall_ns.get("transfer", 0) > 0 for one in walls[1].requests)
