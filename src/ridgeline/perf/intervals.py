@@ -110,7 +110,7 @@ def engine_segments(steps: Steps, one: Ended, arrival_ns: int, end_ns: int) -> S
     """From reaching the engine to the end of the step that made the last event."""
     low = int(np.searchsorted(steps.ended, arrival_ns, "right"))
     high = int(np.searchsorted(steps.began, end_ns, "left"))
-    if high <= low:
+    if high <= low or end_ns == arrival_ns:  # no time at all: it ended before it came, by clocks that differ
         return [(UNTRIED, arrival_ns, end_ns)]
     names = _step_names(steps, one.sequence, low, high)
     gaps = _gap_names(names)
