@@ -40,7 +40,7 @@ from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.perf.verdict import Verdict, judge
 from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
-from ridgeline.state.messages import EngineFacts
+from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.request import Request, Sampling
 from ridgeline.text.stop import StopStrings
 from ridgeline.text.template import render_chat
@@ -196,6 +196,11 @@ class LLM:
         return self._tokenizer is not None and self._described.chat_template is not None
 
     @property
+    def chat_template(self) -> str | None:
+        """The model's own, as its files have it."""
+        return self._described.chat_template
+
+    @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             raise UserError(f"{self.config.model} has no tokenizer; give token ids instead of text.")
@@ -242,8 +247,30 @@ class LLM:
         self.submit_to(request, stream.deliver)
         return stream
 
-    def submit_to(self, request: Request, deliver: Deliver) -> None:
-        """A raw request whose events are given to `deliver`, from the reader thread: it must not block."""
+    def cancel(self, request_id: str) -> None:
+        """Ask for an early end of a request that was submitted raw."""
+        self._client.cancel(request_id)
+
+    @property
+    def pulse(self) -> Pulse | None:
+        """The engine's last sign of life; ask_pulse() asks for another."""
+        return self._client.pulse
+
+    def ask_pulse(self) -> None:
+        self._client.ask_pulse()
+
+    @property
+    def failure(self) -> RidgelineError | None:
+        """Why the engine is gone; None while it is there."""
+        return self._client.failure
+
+    def submit_to(self, request: Request, deliver: Deliver, note: ClientNote | None = None) -> None:
+        """A raw request whose events are given to `deliver`, from the reader thread: it must not block. note: the
+        caller's own, which it closes itself."""
+        if note is not None:
+            self._notes.open(request.id, note)
+            self._client.submit_to(request, deliver)
+            return
         begun_s = time.perf_counter()
         note = ClientNote(begun_s if request.arrival_s is None else request.arrival_s, {})
 

@@ -14,6 +14,8 @@ from ridgeline.state.messages import (
     Failed,
     FromEngine,
     GetAccount,
+    GetPulse,
+    Pulse,
     Ready,
     Shutdown,
     ToEngine,
@@ -28,13 +30,13 @@ REQUEST = Request("a", (1, 2), 3, Sampling(temperature=0.5, logit_bias={4: -1.0}
 EVENT = TokenEvent("a", (5,), 2.0, scored=(Scored(5, -0.1, 0, ((5, -0.1),)),), finish="stop")
 
 
-@pytest.mark.parametrize("message", [Add(REQUEST), Cancel("a"), GetAccount(True), Shutdown()])
+@pytest.mark.parametrize("message", [Add(REQUEST), Cancel("a"), GetAccount(True), GetPulse(), Shutdown()])
 def test_to_the_engine(message: ToEngine) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=ToEngine) == message
 
 
 @pytest.mark.parametrize(
-    "message", [Ready(FACTS), Tokens((EVENT,)), Failed("user", "no", "a"), Failed("internal", "x")]
+    "message", [Ready(FACTS), Tokens((EVENT,)), Failed("user", "no", "a"), Failed("internal", "x"), Pulse(2.5, 1, 2, 9, 3, 4, 2)]
 )
 def test_from_the_engine(message: FromEngine) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=FromEngine) == message

@@ -31,6 +31,8 @@ from ridgeline.state.messages import (
     Failed,
     FromEngine,
     GetAccount,
+    GetPulse,
+    Pulse,
     Ready,
     Shutdown,
     Start,
@@ -110,6 +112,7 @@ class EngineClient:
         self._accounts: queue.SimpleQueue[msgspec.Raw | RidgelineError] = queue.SimpleQueue()
         self._account_turn = threading.Lock()
         self._stopped: RidgelineError | None = None
+        self.pulse: Pulse | None = None  # the engine's last sign of life
         try:
             self.facts: EngineFacts = self._ready(config)
         except BaseException:  # also Ctrl-C while a model loads
@@ -173,6 +176,15 @@ class EngineClient:
         if isinstance(answer, RidgelineError):
             raise answer
         return msgspec.msgpack.decode(answer, type=kind)
+
+    def ask_pulse(self) -> None:
+        """Ask for a sign of life; `pulse` changes when the engine's loop next turns."""
+        self._send(GetPulse())
+
+    @property
+    def failure(self) -> RidgelineError | None:
+        """Why the engine is gone; None while it is there."""
+        return self._stopped
 
     @property
     def pid(self) -> int:
@@ -249,6 +261,8 @@ class EngineClient:
                 deliver(error_of(message.kind, message.text))
         elif isinstance(message, AccountReply):
             self._accounts.put(message.account)
+        elif isinstance(message, Pulse):
+            self.pulse = message
 
     def _taken(self, request_id: str, is_last: bool) -> Deliver | None:
         with self._lock:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ridgeline.kit.clock import Clock
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.event import TokenEvent
-from ridgeline.state.messages import EngineFacts
+from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.plan import StepPlan, StepResult
 from ridgeline.state.ports import KeptState, StepObserver, StepRunner
 from ridgeline.state.request import Request
@@ -66,6 +66,14 @@ class Engine:
         result = self.runner.collect(self.runner.submit(plan))
         self.observer.on_step(plan, result)
         return self.scheduler.commit(plan, result)
+
+    def pulse(self) -> Pulse:
+        """A sign of life, and how full it is."""
+        free, held, cached = self.scheduler.memory.occupancy()
+        return Pulse(
+            self.clock.now(), self.scheduler.waiting, self.scheduler.running, free + held + cached, free, held, cached,
+            self.scheduler.preemptions, self.scheduler.tokens_recomputed,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Raise InvariantError unless every block and sequence is accounted for."""

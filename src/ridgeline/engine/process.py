@@ -24,6 +24,7 @@ from ridgeline.state.messages import (
     ErrorKind,
     Failed,
     GetAccount,
+    GetPulse,
     Ready,
     Shutdown,
     Start,
@@ -137,6 +138,8 @@ def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, m
                 frames.send(Tokens((event,)))
         case GetAccount(reset):
             frames.send(AccountReply(msgspec.Raw(msgspec.msgpack.encode(_account(engine, reset)))))
+        case GetPulse():
+            frames.send(engine.pulse())
         case Start() | Shutdown():
             raise InvariantError("an engine starts once and ends once")
 

@@ -234,6 +234,13 @@ class BlockMemory:
             "misses": dict(self._misses),
         }
 
+    def occupancy(self) -> tuple[int, int, int]:
+        pools = self.pools
+        return (
+            sum(pool.free_blocks for pool in pools), sum(pool.held_blocks for pool in pools),
+            sum(pool.cached_blocks for pool in pools),
+        )  # fmt: skip
+
     def _report_tiers(self) -> dict[str, object]:
         tiers = self.sharing.tiers if self.sharing is not None else None
         if tiers is None:

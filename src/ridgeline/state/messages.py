@@ -73,6 +73,10 @@ class GetAccount(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tr
     reset: bool = False
 
 
+class GetPulse(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Answered when the loop next turns; so an answer is a sign of life."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     pass
 
@@ -91,6 +95,20 @@ class AccountReply(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=
     account: msgspec.Raw
 
 
+class Pulse(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """What the engine's loop was at when it turned. at_s: its clock (one for all processes)."""
+
+    at_s: float
+    waiting: int = 0
+    running: int = 0
+    blocks: int = 0
+    blocks_free: int = 0
+    blocks_held: int = 0
+    blocks_cached: int = 0
+    preemptions: int = 0
+    tokens_recomputed: int = 0
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """request None: the engine itself has failed and ends."""
 
@@ -99,5 +117,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     request: str | None = None
 
 
-ToEngine = Start | Add | Cancel | GetAccount | Shutdown
-FromEngine = Ready | Tokens | AccountReply | Failed
+ToEngine = Start | Add | Cancel | GetAccount | GetPulse | Shutdown
+FromEngine = Ready | Tokens | AccountReply | Pulse | Failed

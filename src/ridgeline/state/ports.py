@@ -140,6 +140,10 @@ class SequenceMemory(Protocol):
         """What happened since the start, in a few numbers by name; something msgspec can encode."""
         ...
 
+    def occupancy(self) -> tuple[int, int, int]:
+        """Blocks free, held and cached, over all groups."""
+        ...
+
     def check(self) -> None:
         """Raise InvariantError unless free + held + cached = all blocks of every group (C1)."""
         ...
