@@ -36,7 +36,8 @@ def test_to_the_engine(message: ToEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [Ready(FACTS), Tokens((EVENT,)), Failed("user", "no", "a"), Failed("internal", "x"), Pulse(2.5, 1, 2, 9, 3, 4, 2)]
+    "message",
+    [Ready(FACTS), Tokens((EVENT,)), Failed("user", "no", "a"), Failed("internal", "x"), Pulse(2.5, 1, 2, 9, 3, 4, 2)],
 )
 def test_from_the_engine(message: FromEngine) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=FromEngine) == message

@@ -1,4 +1,5 @@
 """What lower rooms need from higher ones, as protocols the higher rooms fill."""
+# size: SequenceMemory is all that the scheduler asks of memory, one method a question
 
 # size: SequenceMemory is all a scheduler may ask of a memory
 

@@ -1,0 +1,94 @@
+"""ridgeline serve: a model behind an OpenAI-compatible HTTP server, until SIGTERM or Ctrl-C."""
+# size: one parameter an option: the signature is the command line
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    Activations,
+    Body,
+    Context,
+    DiskKvBytes,
+    HostKvBytes,
+    Isa,
+    Json,
+    Keep,
+    Kv,
+    KvBytes,
+    Model,
+    Policy,
+    Prefix,
+    Spec,
+    Threads,
+    Weights,
+    engine_options,
+    guarded,
+)
+
+
+@guarded
+def command(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="What requests call the model; default: MODEL.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Keys that may ask, one a line: `key` or `key name`.", metavar="FILE")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="One key; others on this machine can see it with ps.")] = None,
+    max_sequences: Annotated[int, typer.Option(help="Answers made at a time.")] = 64,
+    max_queue: Annotated[int, typer.Option(help="Answers under way or waiting, at most.")] = 2048,
+    max_queue_wait: Annotated[float, typer.Option(help="Predicted seconds of waiting that are refused (429).")] = 30.0,
+    max_body_bytes: Annotated[int, typer.Option(help="Longest request body.")] = 16 << 20,
+    drain_timeout: Annotated[float, typer.Option(help="Seconds that accepted requests have after SIGTERM.")] = 30.0,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")] = False,
+    weights: Weights = "native",
+    threads: Threads = None,
+    kv: Kv = "auto",
+    kv_bytes: KvBytes = None,
+    keep: Keep = "all",
+    prefix: Prefix = True,
+    host_kv_bytes: HostKvBytes = None,
+    disk_kv_bytes: DiskKvBytes = None,
+    spec: Spec = None,
+    policy: Policy = "fcfs",
+    context: Context = None,
+    isa: Isa = None,
+    activations: Activations = "int16",
+    body: Body = "cpp",
+    json: Json = False,
+) -> None:
+    """Serve a model: /v1/chat/completions, /v1/completions, /v1/models and more (see /openapi.json).
+
+    SIGTERM or Ctrl-C: what was accepted is finished within --drain-timeout, exit code 0; a second one ends at once, 1.
+
+    \b
+    Examples:
+      ridgeline serve smollm2-135m
+      ridgeline serve smollm2-135m --port 9000 --api-key-file keys.txt
+      ridgeline serve qwen2.5-coder-0.5b --kv int8 --spec ngram:k=4 --policy fair
+    """
+    from ridgeline.serve.served import Limits  # noqa: PLC0415  heavy; --help must start in 0.3 s
+
+    from .serving import Asked, serve  # noqa: PLC0415  likewise
+
+    options = engine_options(
+        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
+        activations=activations, keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes,
+        spec=spec, policy=policy,
+    )  # fmt: skip
+    if api_key is not None:
+        print("warning: a key on the command line is visible with ps; use --api-key-file.", file=sys.stderr)
+    asked = Asked(
+        model, name or model, host, port, api_key_file, api_key, options | {"max_sequences": max_sequences},
+        open_metrics,
+        Limits(
+            body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout
+        ),
+    )  # fmt: skip
+    raise typer.Exit(serve(asked, json=json))

@@ -1,0 +1,77 @@
+"""What `ridgeline serve` does: starts the engine, opens the port, says where, and ends with the server."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ridgeline.llm import LLM
+from ridgeline.run.machine import load_or_measure
+from ridgeline.serve.door import Door
+from ridgeline.serve.keys import Keys
+from ridgeline.serve.served import Limits, Served
+from ridgeline.serve.server import Server, listen
+
+from .screen import Screen
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything `serve` was told; options are fields of EngineConfig."""
+
+    model: str
+    name: str
+    host: str
+    port: int
+    key_file: Path | None
+    key: str | None
+    options: dict[str, Any]
+    open_metrics: bool
+    limits: Limits
+
+
+def serve(asked: Asked, *, json: bool) -> int:
+    """Until a signal; returns the exit code."""
+    screen = Screen(json)
+    keys = _keys(asked)
+    if not keys and not _is_local(asked.host):
+        print(f"warning: {asked.host} can be reached from elsewhere, and no key is needed.", file=sys.stderr)
+    listening = listen(asked.host, asked.port)
+    with closing(listening):
+        with screen.fetching(asked.model) as progress:
+            llm = LLM(asked.model, progress=progress, **asked.options)
+        with closing(llm):
+            screen.notes(asked.model, llm.notes)
+            load_or_measure(llm.facts.threads)  # now: later it would disturb answers
+            with closing(Served(asked.name, llm, asked.limits)) as served:
+                door = Door(served, keys, open_metrics=asked.open_metrics)
+                server = Server(door, listening, lambda url: _announce(asked, url, json))
+                server.run()
+                return server.exit_code
+
+
+def _keys(asked: Asked) -> Keys:
+    if asked.key_file is not None:
+        return Keys.from_file(asked.key_file)
+    return Keys([asked.key] if asked.key else [])
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _announce(asked: Asked, url: str, json: bool) -> None:
+    if json:
+        document = {"schema": "ridgeline.serve/1", "url": url, "model": asked.name}
+        print(msgspec.json.encode(document).decode(), flush=True)
+    else:
+        print(f"{asked.name} at {url}/v1 (SIGTERM or Ctrl-C ends it)", flush=True)

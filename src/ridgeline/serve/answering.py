@@ -1,0 +1,126 @@
+"""Answering: from a parsed request to its response. Before the first event an error has its status; after it, a frame.
+
+Called by chat.py and completions.py, which only know shapes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from ridgeline.perf.intervals import ClientNote
+from ridgeline.perf.shares import RULE
+from ridgeline.state.event import TokenEvent
+
+from .answers import Account
+from .choice import Delta
+from .events import DONE, EventStream, frame, json_response
+from .fields import Generation
+from .job import Deadlines, Job
+from .reading import read_body
+from .refusal import Refusal, engine_down, invalid
+from .served import Served
+from .shape import Shape
+
+Came = tuple[int, Delta, TokenEvent]
+
+
+def served_by(request: HttpRequest) -> Served:
+    served: Served = request.app.served
+    return served
+
+
+async def begin_note(request: HttpRequest) -> tuple[Served, bytes, ClientNote]:
+    """The body, and a note whose clock starts when its last byte was read."""
+    served = served_by(request)
+    body = await read_body(request, served.limits.body_bytes, served.limits.body_s)
+    arrival_s = time.perf_counter()
+    request.state.since_ns = lambda: round((time.perf_counter() - arrival_s) * 1e9)
+    return served, body, ClientNote(arrival_s, {})
+
+
+def check_fields(ask: Generation) -> None:
+    """What no type can say."""
+    if ask.store:
+        raise invalid("`store: true` is not supported here; leave it out.", "store", "unsupported_parameter")
+    if ask.stream_options is not None and not ask.stream:
+        raise invalid("`stream_options` needs `stream: true`.", "stream_options")
+
+
+def check_open(request: HttpRequest) -> None:
+    """503 while nothing new is taken."""
+    if request.app.health.is_draining:
+        raise Refusal(503, "draining", "The server is about to end; ask another.", headers={"Retry-After": "5"})
+    if request.app.served.backend.failure is not None:
+        raise engine_down()
+
+
+def deadlines_of(request: HttpRequest) -> Deadlines:
+    """x-ttft-deadline-ms and x-deadline-ms: whole milliseconds from arrival."""
+    found: list[float | None] = []
+    for name in ("x-ttft-deadline-ms", "x-deadline-ms"):
+        given = request.headers.get(name)
+        if given is not None and not (given.isascii() and given.isdigit() and 0 < len(given) < 10 and int(given)):
+            raise invalid(f"The header {name} is {given[:40]!r}; it is a number of milliseconds, at least 1.", name)
+        found.append(None if given is None else int(given) / 1000)
+    return Deadlines(*found)
+
+
+async def answer(request: HttpRequest, shape: Shape, note: ClientNote) -> Response:
+    """Whole, or as a stream."""
+    served = shape.served
+    requests = shape.requests(request.state.name, request.state.tenant)
+    named_ns = sum(note.before.values())
+    before = {"parse": max(0, request.state.since_ns() - named_ns), **note.before}  # the server's own work is parse
+    notes = [ClientNote(note.begun_s, dict(before)) for _ in requests]
+    check_open(request)
+    job = Job(served, requests, notes, deadlines_of(request))
+    is_streaming = False
+    await job.begin(request.receive)
+    try:
+        deltas = job.deltas(shape.choices)
+        if shape.asked.stream:
+            first = await anext(deltas)
+            is_streaming = True
+            return EventStream(_frames(job, shape, first, deltas), served.limits.stall_s, served.metrics.stalled)
+        async for came in deltas:
+            shape.add(*came)
+        return json_response(shape.whole(await _account(shape, job)))
+    finally:
+        if not is_streaming:
+            job.close()
+
+
+async def _frames(job: Job, shape: Shape, first: Came, deltas: AsyncIterator[Came]) -> AsyncIterator[bytes]:
+    try:
+        yield b"".join(map(frame, [*shape.opening(), *shape.chunks(*first)]))
+        async for came in deltas:
+            if data := b"".join(map(frame, shape.chunks(*came))):
+                yield data
+        if shape.asked.wants_usage:
+            yield frame(shape.closing(await _account(shape, job)))
+        yield DONE
+    finally:
+        job.close()
+
+
+async def _account(shape: Shape, job: Job) -> Account | UnsetType:
+    """What the run's ledger says of these choices."""
+    if not shape.asked.account:
+        return UNSET
+    ledger = await shape.served.off_loop(shape.served.backend.ledger)
+    named = {one.request_id: one for one in ledger.requests}
+    choices = [named[request.id] for request in job.requests if request.id in named]
+    return Account(choices, _sum([one.wall_ns for one in choices]), _sum([one.cost_ns for one in choices]), RULE)
+
+
+def _sum(parts: Sequence[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for name, spent in part.items():
+            total[name] = total.get(name, 0) + spent
+    return total

@@ -1,0 +1,150 @@
+"""Door: the ASGI application. Every request comes through here: its id, its key, its limits, and how errors look.
+
+Whatever fails inside leaves as one JSON error object; nothing of a fault but the request's id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from .events import json_response
+from .health import Health
+from .job import Gone
+from .keys import Keys
+from .openapi import document
+from .refusal import Refusal, internal
+from .routes import OPEN, router
+from .served import Served
+
+ONE_HEADER_BYTES = 8 << 10
+ID_CHARACTERS = 128
+LOG = logging.getLogger("ridgeline.serve")
+
+
+class Door:
+    """keys: without any, everybody may ask. State of the server that endpoints reach as request.app."""
+
+    def __init__(self, served: Served, keys: Keys, *, open_metrics: bool = False) -> None:
+        self.served, self.keys = served, keys
+        self.health = Health(served)
+        self.document = document(served.name, has_keys=bool(keys))
+        self.metrics = served.metrics
+        self._open = OPEN | ({"/metrics"} if open_metrics else set())
+        self.under_way = 0
+        self._router = router()
+        self._heart: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            with contextlib.suppress(asyncio.CancelledError):  # a second signal
+                await self._live(receive, send)
+        elif scope["type"] == "http":
+            self.under_way += 1
+            try:
+                await self._enter(scope, receive, send)
+            finally:
+                self.under_way -= 1
+
+    def is_known(self, scope: Scope) -> bool:
+        """Whether the caller has a key, or needs none."""
+        with contextlib.suppress(Refusal):
+            self.keys.tenant(_all(scope, b"authorization"))
+            return True
+        return False
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = secrets.token_hex(12)
+        request_id = _given_id(scope) or name
+        state = scope.setdefault("state", {})
+        state.update(name=name, tenant="", request_id=request_id)
+        scope["app"] = self
+        if len(scope["path"]) > 1:
+            scope["path"] = scope["path"].rstrip("/") or "/"
+        is_started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode("latin-1"))]
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._router(scope, receive, sending)
+        except Exception as error:
+            if isinstance(error, HTTPException) and error.status_code == 405 and scope["method"] == "OPTIONS":
+                response: Response | None = Response(None, 204, _framework(error).headers)
+            else:
+                response = self._response(error, request_id)
+            if is_started:
+                raise
+            if response is not None:
+                await response(scope, receive, sending)
+
+    def _check(self, scope: Scope) -> None:
+        if any(len(value) > ONE_HEADER_BYTES for _, value in scope["headers"]):
+            raise Refusal(
+                431,
+                "invalid_value",
+                f"A header has more than {ONE_HEADER_BYTES} bytes.",
+                headers={"Connection": "close"},
+            )
+        if scope["path"] not in self._open:
+            scope["state"]["tenant"] = self.keys.tenant(_all(scope, b"authorization"))
+
+    def _response(self, error: Exception, request_id: str) -> Response | None:
+        """None: nobody is there to read one."""
+        if isinstance(error, Gone | ClientDisconnect):
+            return None
+        if isinstance(error, HTTPException):
+            error = _framework(error)
+        if not isinstance(error, Refusal):
+            LOG.error("request %s failed", request_id, exc_info=error)
+            error = internal(request_id)
+        self.metrics.rejected(error.code)
+        return json_response(error.body, error.status, error.headers)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._heart = asyncio.create_task(self.health.beat())
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                if self._heart is not None:
+                    self._heart.cancel()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def _framework(error: HTTPException) -> Refusal:
+    """What Starlette raises by itself: a method that a path does not have."""
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+    if error.status_code == 405:
+        return Refusal(
+            405, "method_not_allowed", f"Use {headers.get('Allow', 'another method')} here.", headers=headers
+        )
+    return Refusal(error.status_code, "invalid_value", str(error.detail), headers=headers)
+
+
+def _all(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]
+
+
+def _given_id(scope: Scope) -> str | None:
+    """The caller's x-request-id, if it is short and printable."""
+    given: list[Any] = _all(scope, b"x-request-id")
+    text = given[0].decode("latin-1") if given else ""
+    return text if 0 < len(text) <= ID_CHARACTERS and text.isascii() and text.isprintable() else None

@@ -1,0 +1,57 @@
+"""Server-sent events: one `data:` frame an event, flushed at once; a slow reader is waited for, but not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .job import Gone
+from .refusal import Refusal
+
+HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+LONG_S = 0.001  # a send into a buffer takes microseconds
+DONE = b"data: [DONE]\n\n"
+ENCODER = msgspec.json.Encoder()
+
+
+def frame(body: Any) -> bytes:
+    """One event. JSON has no raw line breaks, so a frame is never torn."""
+    return b"data: " + ENCODER.encode(body) + b"\n\n"
+
+
+class EventStream(Response):
+    """frames: whole frames, [DONE] included; a Refusal raised by them ends the stream with an error event and without
+    [DONE]. stall_s: how long the reader may take none before it counts as gone."""
+
+    def __init__(self, frames: AsyncIterator[bytes], stall_s: float, stalled: Callable[[float], None]) -> None:
+        """stalled: told of every send that took long."""
+        super().__init__(status_code=200, headers=HEADERS)
+        del self.headers["content-length"]
+        self._frames, self._stall_s, self._stalled = frames, stall_s, stalled
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for data in self._frames:
+                began_s = time.perf_counter()
+                async with asyncio.timeout(self._stall_s):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                if (took_s := time.perf_counter() - began_s) > LONG_S:
+                    self._stalled(took_s)
+        except Refusal as error:
+            await send({"type": "http.response.body", "body": frame(error.body), "more_body": True})
+        except (Gone, TimeoutError):
+            return
+        finally:
+            await self._frames.aclose()  # type: ignore[attr-defined]
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(ENCODER.encode(body), status, dict(headers or {}), "application/json")

@@ -1,0 +1,184 @@
+"""Job: the choices of one HTTP request at the engine. Events come in from the reader thread; leaving cancels.
+
+Watches the caller's connection as long as it lives, also while nothing has been computed yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ridgeline.engine.client import EngineStopped
+from ridgeline.kit.errors import CapacityError, RidgelineError, UserError
+from ridgeline.perf.intervals import ClientNote
+from ridgeline.state.event import TokenEvent
+from ridgeline.state.request import Request
+
+from .choice import Choice, Delta
+from .metrics import Track
+from .refusal import Refusal, engine_down, invalid
+from .served import Served
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Came = tuple[int, TokenEvent | Exception]
+
+
+ID_BYTES = 64  # of a token id in Python's hands, about
+
+
+class Gone(Exception):
+    """The caller has left; nobody waits for an answer."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds from arrival; the caller's own."""
+
+    first_s: float | None = None
+    last_s: float | None = None
+
+    @property
+    def nearest_s(self) -> float | None:
+        return min((one for one in (self.first_s, self.last_s) if one is not None), default=None)
+
+
+class Job:
+    """Made and used on the event loop. `begin` hands everything over; `close` must follow, whatever happens."""
+
+    def __init__(
+        self, served: Served, requests: Sequence[Request], notes: Sequence[ClientNote], deadlines: Deadlines
+    ) -> None:
+        self.requests, self._notes, self._served, self._backend = requests, notes, served, served.backend
+        self._deadlines = deadlines
+        self._held_bytes = sum(ID_BYTES * len(request.prompt) for request in requests)
+        self._loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[Came] = asyncio.Queue()
+        self._open: set[int] = set()
+        self._tracks = [Track(note.begun_s, len(request.prompt)) for note, request in zip(notes, requests, strict=True)]
+        self._timers: list[asyncio.TimerHandle] = []
+        self._watch: asyncio.Task[None] | None = None
+        self._why = "abort"  # how choices end that close finds open
+
+    async def begin(self, receive: Receive) -> None:
+        """Refusal when there is no room, or for what the engine would not take; then nothing is left running."""
+        self._served.queue.enter(len(self.requests), self._held_bytes, self._deadlines.nearest_s)
+        self._served.jobs.add(self)
+        self._watch = asyncio.create_task(self._until_gone(receive))
+        self._set_timers()
+        try:
+            async with asyncio.timeout(self._served.limits.queue_wait_s):
+                for index in range(len(self.requests)):
+                    await self._submit(index)
+        except TimeoutError:
+            self._why = "error"
+            self.close()
+            raise engine_down("The engine takes no requests now; it may be stuck.") from None
+        except BaseException as error:
+            self._why = "error"
+            self.close()
+            raise refused(error) if isinstance(error, RidgelineError) else error from None
+
+    async def _submit(self, index: int) -> None:
+        request = msgspec.structs.replace(
+            self.requests[index], arrival_s=time.perf_counter(), deadline_s=self._deadlines.last_s,
+            ttft_deadline_s=self._deadlines.first_s,
+        )  # fmt: skip
+        self._open.add(index)
+        deliver = functools.partial(self._deliver, index)
+        await asyncio.wrap_future(self._served.send(self._backend.submit_to, request, deliver, self._notes[index]))
+
+    async def deltas(self, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Delta, TokenEvent]]:
+        """(index, what is new, its event) until every choice is finished. Refusal when one fails, Gone when nobody
+        listens any more."""
+        while self._open:
+            index, came = await self._inbox.get()
+            if isinstance(came, Exception):
+                self._why = self._why if isinstance(came, Gone) or index < 0 else "error"
+                raise refused(came) if isinstance(came, RidgelineError) else came
+            if index not in self._open:
+                continue  # made before the cancel arrived
+            if came.finish in ("error", "cancelled"):
+                self._why = "error"
+                raise refused(EngineStopped(came.error or "the request was cancelled."))
+            delta = choices[index].take(came)
+            self._served.metrics.came(self._tracks[index], len(delta.tokens))
+            if delta.finish is not None:
+                self._finish(index, delta.finish, came)
+            yield index, delta, came
+
+    def _finish(self, index: int, reason: str, last: TokenEvent) -> None:
+        self._open.discard(index)
+        self._notes[index].close(last.at_s, time.perf_counter(), {})
+        self._served.metrics.ended(self._tracks[index], reason, last)
+        self._served.queue.ended()
+        if last.finish is None:  # a stop string ended it; the engine does not know yet
+            self._cancel(index)
+
+    def fail(self, error: Exception, why: str = "abort") -> None:
+        """Whoever reads deltas gets it next."""
+        self._why = why
+        self._inbox.put_nowait((-1, error))
+
+    def close(self) -> None:
+        """Cancel what still runs. Idempotent."""
+        for index in self._open:
+            self._cancel(index)
+            self._served.metrics.ended(self._tracks[index], self._why, None)
+        self._open.clear()
+        for timer in self._timers:
+            timer.cancel()
+        if self in self._served.jobs:
+            self._served.jobs.discard(self)
+            self._served.queue.leave(len(self.requests), self._held_bytes)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _set_timers(self) -> None:
+        waited_s = time.perf_counter() - self._notes[0].begun_s
+        for after_s, is_first in ((self._deadlines.first_s, True), (self._deadlines.last_s, False)):
+            if after_s is not None:
+                self._timers.append(self._loop.call_later(max(0.0, after_s - waited_s), self._expire, is_first))
+
+    def _expire(self, is_first: bool) -> None:
+        """A deadline has passed."""
+        if is_first and all(track.first_s is not None for track in self._tracks):
+            return
+        for index in self._open:
+            self._cancel(index)
+        name = "x-ttft-deadline-ms" if is_first else "x-deadline-ms"
+        never = {"x-should-retry": "false"}
+        self.fail(Refusal(504, "deadline_exceeded", f"The deadline of {name} has passed.", headers=never), "deadline")
+
+    def _deliver(self, index: int, event: TokenEvent | RidgelineError) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so has the server
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, (index, event))
+
+    async def _until_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        for index in self._open:  # at once, not when somebody reads the inbox
+            self._cancel(index)
+        self.fail(Gone())
+
+    def _cancel(self, index: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            self._served.send(self._backend.cancel, self.requests[index].id)
+
+
+def refused(error: RidgelineError) -> Refusal:
+    """An engine's error as the caller sees it."""
+    if isinstance(error, CapacityError):
+        return invalid(str(error), code="context_length_exceeded")
+    if isinstance(error, UserError):
+        return invalid(str(error))
+    if isinstance(error, EngineStopped):
+        return engine_down("The engine has stopped; this request cannot be finished.")
+    return Refusal(500, "internal_error", "The engine failed on this request.", headers={"x-should-retry": "false"})

@@ -1,0 +1,126 @@
+"""Routes: every path, its method, who may use it, what it takes and gives. Router and /openapi.json are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route as HttpRoute
+from starlette.routing import Router
+
+from ridgeline.kit.version import __version__
+
+from .answering import served_by
+from .answers import (
+    ChatChunk,
+    ChatCompletion,
+    Detokenized,
+    ModelCard,
+    ModelList,
+    Props,
+    TextCompletion,
+    Tokenized,
+    TokenizerInfo,
+    Version,
+    Word,
+)
+from .asks import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .chat import chat
+from .completions import completions
+from .events import json_response
+from .health import health, live, ready
+from .metrics import metrics
+from .refusal import Refusal
+from .served import DEFAULTS
+from .tokens import detokenize, tokenize, tokenizer_info
+
+Endpoint = Callable[[HttpRequest], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One path. takes: the body; gives: of a 200; streams: of each event when `stream` is true."""
+
+    path: str
+    endpoint: Endpoint
+    gives: Any
+    takes: Any = None
+    streams: Any = None
+    is_open: bool = False
+    kind: str = "application/json"
+    errors: tuple[int, ...] = ()
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.takes is None else "POST"
+
+
+async def models(request: HttpRequest) -> Response:
+    return json_response(ModelList([_card(request)]))
+
+
+async def model(request: HttpRequest) -> Response:
+    served_by(request).check_model(request.path_params["id"])
+    return json_response(_card(request))
+
+
+def _card(request: HttpRequest) -> ModelCard:
+    served = served_by(request)
+    return ModelCard(served.name, served.created, served.context)
+
+
+async def version(request: HttpRequest) -> Response:
+    return json_response(Version(__version__))
+
+
+async def props(request: HttpRequest) -> Response:
+    served = served_by(request)
+    return json_response(Props(served.name, msgspec.to_builtins(served.facts), dict(DEFAULTS)))
+
+
+async def openapi(request: HttpRequest) -> Response:
+    return json_response(request.app.document)
+
+
+BODY_ERRORS = (400, 404, 408, 413, 415)
+BUSY = (429, 503)
+OFFERS = (
+    Offer("/v1/chat/completions", chat, ChatCompletion, ChatRequest, ChatChunk, errors=(*BODY_ERRORS, *BUSY)),
+    Offer(
+        "/v1/completions", completions, TextCompletion, CompletionRequest, TextCompletion, errors=(*BODY_ERRORS, *BUSY)
+    ),
+    Offer("/v1/models", models, ModelList),
+    Offer("/v1/models/{id}", model, ModelCard, errors=(404,)),
+    Offer("/tokenize", tokenize, Tokenized, TokenizeRequest, errors=BODY_ERRORS),
+    Offer("/detokenize", detokenize, Detokenized, DetokenizeRequest, errors=BODY_ERRORS),
+    Offer("/tokenizer_info", tokenizer_info, TokenizerInfo),
+    Offer("/props", props, Props),
+    Offer("/metrics", metrics, str, kind="text/plain"),
+    Offer("/version", version, Version),
+    Offer("/openapi.json", openapi, dict[str, Any]),
+    Offer("/health", health, Word, is_open=True, errors=(503,)),
+    Offer("/health/live", live, Word, is_open=True, errors=(503,)),
+    Offer("/health/ready", ready, Word, is_open=True, errors=(503,)),
+    Offer("/ping", live, Word, is_open=True, errors=(503,)),
+)
+OPEN = frozenset(offer.path for offer in OFFERS if offer.is_open)
+
+
+async def not_found(scope: Any, receive: Any, send: Any) -> None:
+    """Names the right path where there is one."""
+    path = scope["path"]
+    known = {offer.path for offer in OFFERS}
+    right = path[3:] if path.startswith("/v1/v1/") else f"/v1{path}"
+    hint = f" Use {right}." if right in known else " /openapi.json lists the paths."
+    raise Refusal(404, "not_found", f"There is no path {path[:200]!r} here.{hint}")
+
+
+def router() -> Router:
+    routes = [
+        HttpRoute(offer.path.replace("{id}", "{id:path}"), offer.endpoint, methods=[offer.method]) for offer in OFFERS
+    ]
+    return Router(routes, redirect_slashes=False, default=not_found)

@@ -1,0 +1,79 @@
+"""Shape: what both generating routes have in common about how an answer is written: names, usage, running totals.
+
+Everything is collected as it streams, so that a whole answer and the pieces of a stream are made of the same parts.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from ridgeline.state.event import TokenEvent
+from ridgeline.state.request import Request
+
+from .answers import Account, CompletionDetails, PromptDetails, Usage
+from .choice import Choice, Delta
+from .fields import Generation
+from .served import Served
+
+
+class Shape(ABC):
+    """prompts: token ids of each; a choice's index is prompt x n + choice."""
+
+    prefix = ""
+
+    def __init__(self, served: Served, ask: Generation, name: str, prompts: Sequence[tuple[int, ...]]) -> None:
+        self.served, self.prompts = served, prompts
+        self.id, self.created = f"{self.prefix}{name}", int(time.time())
+        self.each = ask.n or 1
+        self.asked = ask
+        self.choices = [Choice(served.tokenizer, ask.stops) for _ in range(len(prompts) * self.each)]
+
+    @abstractmethod
+    def requests(self, name: str, tenant: str) -> list[Request]:
+        """What the engine is asked, choice by choice. Refusal for what it would not take."""
+
+    @abstractmethod
+    def opening(self) -> list[Any]:
+        """Chunks before the first event."""
+
+    @abstractmethod
+    def chunks(self, index: int, delta: Delta, event: TokenEvent) -> Iterator[Any]:
+        """Chunks of one event, the finish included."""
+
+    @abstractmethod
+    def closing(self, account: Account | UnsetType) -> Any:
+        """The chunk with usage."""
+
+    @abstractmethod
+    def add(self, index: int, delta: Delta, event: TokenEvent) -> None:
+        """Collect for the whole answer."""
+
+    @abstractmethod
+    def whole(self, account: Account | UnsetType) -> Any:
+        """The answer that is not streamed."""
+
+    def usage(self) -> Usage:
+        """Prompts count once, however many choices; cached: what was there before the first of them."""
+        prompt = sum(len(ids) for ids in self.prompts)
+        completion = sum(choice.tokens for choice in self.choices)
+        cached = sum(
+            min(len(ids), min(choice.cached for choice in self.choices[place * self.each : (place + 1) * self.each]))
+            for place, ids in enumerate(self.prompts)
+        )
+        return Usage(prompt, completion, prompt + completion, PromptDetails(cached), CompletionDetails())
+
+    @property
+    def running(self) -> Usage | UnsetType | None:
+        """`usage` of a chunk before the last."""
+        if self.asked.wants_running_usage:
+            return self.usage()
+        return None if self.asked.wants_usage else UNSET
+
+    def ids(self, tokens: Sequence[int]) -> list[int] | UnsetType:
+        """`token_ids`, when they were asked for."""
+        return list(tokens) if self.asked.return_token_ids else UNSET

@@ -1,0 +1,127 @@
+"""openai-python against a real server, with strict validation: what it cannot parse, it raises."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ridgeline.llm import LLM
+from ridgeline.serve.served import Limits
+
+from .live import KEY, Live, live
+
+openai = pytest.importorskip("openai", reason="needs openai-python: pip install 'ridgeline[dev]'")
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def client(keyed: Live) -> Any:
+    with openai.OpenAI(
+        base_url=f"{keyed.url}/v1", api_key=KEY, max_retries=0, _strict_response_validation=True
+    ) as client:
+        yield client
+
+
+def chat(client: Any, **fields: Any) -> Any:
+    whole = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "extra_body": {"ignore_eos": True}}
+    return client.chat.completions.create(**whole | fields)
+
+
+def test_models(client: Any) -> None:
+    assert [one.id for one in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "ridgeline"
+
+
+def test_chat(client: Any) -> None:
+    answer = chat(client, n=2, seed=1, logprobs=True, top_logprobs=2, stop=["\n"], presence_penalty=0.5)
+    assert len(answer.choices) == 2 and answer.usage.total_tokens > 8
+    content = answer.choices[0].logprobs.content
+    assert len(content) and all(len(one.top_logprobs) == 2 for one in content)
+    again = chat(client, messages=[*MESSAGES, answer.choices[0].message, {"role": "user", "content": "more"}])
+    assert again.choices[0].message.role == "assistant"
+
+
+def test_chat_streams(client: Any) -> None:
+    whole = chat(client, temperature=0).choices[0].message.content
+    chunks = list(chat(client, temperature=0, stream=True, stream_options={"include_usage": True}))
+    assert "".join(one.choices[0].delta.content or "" for one in chunks if one.choices) == whole
+    assert chunks[-1].usage.completion_tokens == 8
+
+
+def test_the_stream_helper(client: Any) -> None:
+    fields = {"n": 3, "logprobs": True, "logit_bias": {"65": 100}, "extra_body": {"stop_token_ids": [65]}}
+    with client.chat.completions.stream(model="tiny", messages=MESSAGES, **fields) as stream:
+        final = [event for event in stream] and stream.get_final_completion()
+    assert [choice.index for choice in final.choices] == [0, 1, 2]
+
+
+def test_completions(client: Any) -> None:
+    answer = client.completions.create(
+        model="tiny", prompt=["a", "b"], max_tokens=4, logprobs=2, extra_body={"ignore_eos": True}
+    )
+    assert [one.index for one in answer.choices] == [0, 1] and len(answer.choices[0].logprobs.tokens) == 4
+    lenient = client.with_options()  # its types do not allow the null that OpenAI's own chunks have
+    lenient._strict_response_validation = False
+    parts = lenient.completions.create(model="tiny", prompt="a", max_tokens=4, stream=True)
+    assert {part.object for part in parts} == {"text_completion"}
+
+
+def test_headers_are_there_to_read(client: Any) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny", messages=MESSAGES, max_tokens=1, extra_headers={"x-request-id": "abc"}
+    )
+    assert raw.headers["x-request-id"] == "abc" and raw.parse().object == "chat.completion"
+
+
+def test_fields_of_ours_pass_through(client: Any) -> None:
+    answer = chat(client, extra_body={"top_k": 1, "account": True, "return_token_ids": True, "ignore_eos": True})
+    assert answer.account["choices"][0]["output_tokens"] == 8
+
+
+def test_errors_have_their_classes(client: Any, keyed: Live) -> None:
+    with pytest.raises(openai.BadRequestError) as wrong:
+        chat(client, extra_body={"temprature": 1})
+    assert wrong.value.code == "unknown_parameter" and wrong.value.param == "temprature"
+    with pytest.raises(openai.NotFoundError):
+        chat(client, model="other")
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 1024"):
+        chat(client, max_tokens=5000)
+    with (
+        openai.OpenAI(base_url=f"{keyed.url}/v1", api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
+
+
+def test_a_full_queue_is_a_rate_limit(llm: LLM) -> None:
+    with (
+        live(llm, limits=Limits(queue_requests=1)) as small,
+        openai.OpenAI(base_url=f"{small.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.RateLimitError) as full:
+            chat(client, n=2)
+        assert int(full.value.response.headers["retry-after"]) >= 1
+
+
+def test_a_cancelled_task_ends_the_request(keyed: Live) -> None:
+    async def leave() -> int:
+        async with openai.AsyncOpenAI(base_url=f"{keyed.url}/v1", api_key=KEY, max_retries=0) as client:
+            task = asyncio.create_task(
+                client.completions.create(
+                    model="tiny", prompt="a", max_tokens=900, n=16, extra_body={"ignore_eos": True}
+                )
+            )
+            while not keyed.served.jobs:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            for _ in range(1000):
+                if not keyed.served.jobs:
+                    break
+                await asyncio.sleep(0.02)
+            return len(keyed.served.jobs)
+
+    assert asyncio.run(leave()) == 0
