@@ -21,7 +21,7 @@ from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.place import Place
 from ridgeline.kit.errors import CapacityError, RidgelineError, UserError
 from ridgeline.state.event import RETURNED, TokenEvent
-from ridgeline.state.messages import EngineFacts
+from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.request import Request
 
 from .exchange import Greeting, introduce
@@ -125,6 +125,27 @@ class Cluster:
     def pids(self) -> dict[str, int]:
         """Of the engines that run, by name."""
         return {name: client.pid for name, client in self._running()}
+
+    @property
+    def pulse(self) -> Pulse | None:
+        """As EngineClient.pulse: all engines together, as old as the oldest sign of life."""
+        told = [client.pulse for _, client in self._running()]
+        known = [pulse for pulse in told if pulse is not None]
+        if not known or len(known) < len(told):
+            return None
+        oldest = min(pulse.at_s for pulse in known)
+        counts = zip(*(msgspec.structs.astuple(pulse)[1:] for pulse in known), strict=True)
+        return Pulse(oldest, *(sum(column) for column in counts))
+
+    def ask_pulse(self) -> None:
+        for _, client in self._running():
+            client.ask_pulse()
+
+    @property
+    def failure(self) -> RidgelineError | None:
+        """Why no engine will answer any more; None while one may."""
+        with self._lock:
+            return self._closed or self._hopeless()
 
     def links(self) -> dict[tuple[str, str], int]:
         """How often each pair of engines was linked."""
