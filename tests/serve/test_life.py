@@ -18,6 +18,7 @@ import pytest
 
 import ridgeline
 from ridgeline.llm import LLM
+from ridgeline.perf.rules import CAUSES
 from ridgeline.serve.admission import Queue
 from ridgeline.serve.refusal import Refusal
 from ridgeline.serve.served import Limits
@@ -217,3 +218,9 @@ def test_the_verb_serves_and_ends(tiny: str, home: Path, signals: int) -> None:
             connection.close()
     assert process.returncode in ((0,) if signals == 1 else (0, 1)), stderr
     assert "visible with ps" in stderr and "Traceback" not in stderr
+
+
+def test_why_gives_the_verdict_of_the_run(server: Live) -> None:
+    server.chat(n=4)
+    verdict = server("GET", "/why").json
+    assert verdict["words"] and verdict["cause"] in CAUSES

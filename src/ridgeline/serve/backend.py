@@ -7,6 +7,7 @@ from typing import Protocol
 from ridgeline.engine.client import Deliver
 from ridgeline.perf.intervals import ClientNote
 from ridgeline.perf.ledger import RunLedger
+from ridgeline.perf.verdict import Verdict
 from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.request import Request
 from ridgeline.text.tokenizer import Tokenizer
@@ -45,5 +46,9 @@ class Backend(Protocol):
         ...
 
     def cancel(self, request_id: str) -> None: ...
+
+    def why(self) -> Verdict:
+        """What bounds the engine since its start (or the last reset of its account)."""
+        ...
 
     def ledger(self, *, reset: bool = False) -> RunLedger: ...

@@ -13,6 +13,7 @@ from starlette.routing import Route as HttpRoute
 from starlette.routing import Router
 
 from ridgeline.kit.version import __version__
+from ridgeline.perf.verdict import Verdict
 
 from .answering import served_by
 from .answers import (
@@ -82,6 +83,12 @@ async def props(request: HttpRequest) -> Response:
     return json_response(Props(served.name, msgspec.to_builtins(served.facts), dict(DEFAULTS)))
 
 
+async def why(request: HttpRequest) -> Response:
+    """The live verdict. Off the event loop: it takes some tenths of a second."""
+    served = served_by(request)
+    return json_response(await served.off_loop(served.backend.why))
+
+
 async def openapi(request: HttpRequest) -> Response:
     return json_response(request.app.document)
 
@@ -100,6 +107,7 @@ OFFERS = (
     Offer("/tokenizer_info", tokenizer_info, TokenizerInfo),
     Offer("/props", props, Props),
     Offer("/metrics", metrics, str, kind="text/plain"),
+    Offer("/why", why, Verdict),
     Offer("/version", version, Version),
     Offer("/openapi.json", openapi, dict[str, Any]),
     Offer("/health", health, Word, is_open=True, errors=(503,)),
