@@ -12,8 +12,14 @@ Role = Literal["system", "developer", "user", "assistant"]
 Scalar = bool | int | float | str
 Ids = Annotated[list[TokenId], Meta(min_length=1, max_length=1 << 22)]
 
+SomeText = Annotated[str, Meta(min_length=1, max_length=1 << 24)]
+# What `prompt` may be. One type cannot say that a list never mixes them: reading checks it, the document lists them.
+PROMPTS = (SomeText, Annotated[list[SomeText], Meta(min_length=1, max_length=256)], Ids,
+           Annotated[list[Ids], Meta(min_length=1, max_length=256)])  # fmt: skip
 
-class TextPart(Strict, kw_only=True, tag_field="type", tag="text"):
+
+class TextPart(Strict, kw_only=True):
+    type: Literal["text"]
     text: Text
 
 
@@ -21,7 +27,7 @@ class ChatMessage(Strict, kw_only=True):
     """content: text, or parts of text. Fields of type null are what clients send back of our own answers."""
 
     role: Role
-    content: Text | Annotated[list[TextPart], Meta(max_length=4096)] | None = None
+    content: Text | Annotated[list[TextPart], Meta(max_length=4096)]
     name: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     refusal: None = None
     tool_calls: None = None
@@ -65,7 +71,7 @@ class ChatRequest(Generation, kw_only=True):
 class CompletionRequest(Generation, kw_only=True):
     """prompt: text, texts, ids, or lists of ids."""
 
-    prompt: Text | Annotated[list[Text | TokenId | Ids], Meta(min_length=1, max_length=1 << 22)]
+    prompt: SomeText | Annotated[list[SomeText | TokenId | Ids], Meta(min_length=1, max_length=1 << 22)]
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     logprobs: TopLogprobs | None = None
     echo: bool | None = None

@@ -36,7 +36,7 @@ class Door:
     def __init__(self, served: Served, keys: Keys, *, open_metrics: bool = False) -> None:
         self.served, self.keys = served, keys
         self.health = Health(served)
-        self.document = document(served.name, has_keys=bool(keys))
+        self.document = document(served.name, served.facts.vocabulary, has_keys=bool(keys))
         self.metrics = served.metrics
         self._open = OPEN | ({"/metrics"} if open_metrics else set())
         self.under_way = 0

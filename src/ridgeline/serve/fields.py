@@ -15,7 +15,8 @@ LONGEST = 2**31 - 1  # tokens; the context is far below
 Text = Annotated[str, Meta(max_length=1 << 24)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 Label = Annotated[str, Meta(max_length=512)]
-TokenId = Annotated[int, Meta(ge=0, le=LONGEST)]
+MOST_ID = 2**31 - 2  # the schema says the vocabulary instead
+TokenId = Annotated[int, Meta(ge=0, le=MOST_ID)]
 Tokens = Annotated[int, Meta(ge=1, le=LONGEST)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = StopString | Annotated[list[StopString], Meta(max_length=16)]

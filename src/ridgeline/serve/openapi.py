@@ -8,6 +8,8 @@ import msgspec
 
 from ridgeline.kit.version import __version__
 
+from .asks import PROMPTS
+from .fields import MOST_ID
 from .refusal import ErrorBody
 from .routes import OFFERS, Offer
 
@@ -16,9 +18,9 @@ JSON = "application/json"
 EVENTS = "text/event-stream"
 
 
-def document(model: str, *, has_keys: bool) -> dict[str, Any]:
-    """OpenAPI 3.1. model: the one that `model` fields may name. has_keys: routes need one."""
-    types = [ErrorBody]
+def document(model: str, vocabulary: int, *, has_keys: bool) -> dict[str, Any]:
+    """OpenAPI 3.1. model: the one that `model` fields may name. vocabulary: of its ids. has_keys: routes need one."""
+    types: list[Any] = [ErrorBody, *PROMPTS]
     types += [one for offer in OFFERS for one in (offer.takes, offer.gives, offer.streams) if one is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
     schema_of = dict(zip(map(str, types), schemas, strict=True))
@@ -26,6 +28,10 @@ def document(model: str, *, has_keys: bool) -> dict[str, Any]:
         components[name]["properties"]["model"] = {"enum": [model]}
     for name in ("TokenizeRequest", "DetokenizeRequest"):
         components[name]["properties"]["model"] = {"enum": [model, None]}
+    prompts = [schema_of[str(kind)] for kind in PROMPTS]
+    components["CompletionRequest"]["properties"]["prompt"] = {"anyOf": prompts}
+    components["TokenizeRequest"]["oneOf"] = [_given("prompt", "string"), _given("messages", "array")]
+    _bound_ids([components, prompts], vocabulary)
     paths: dict[str, Any] = {}
     for offer in OFFERS:
         paths[offer.path] = {offer.method.lower(): _operation(offer, schema_of, model, has_keys)}
@@ -40,10 +46,28 @@ def document(model: str, *, has_keys: bool) -> dict[str, Any]:
     return made
 
 
+def _given(name: str, kind: str) -> dict[str, Any]:
+    """A schema that holds when the field is there and not null."""
+    return {"required": [name], "properties": {name: {"type": kind}}}
+
+
+def _bound_ids(schema: Any, vocabulary: int) -> None:
+    """Token ids end where this model's do."""
+    if isinstance(schema, dict):
+        if schema.get("maximum") == MOST_ID:
+            schema["maximum"] = vocabulary - 1
+        for value in schema.values():
+            _bound_ids(value, vocabulary)
+    elif isinstance(schema, list):
+        for value in schema:
+            _bound_ids(value, vocabulary)
+
+
 def _operation(offer: Offer, schema_of: dict[str, Any], model: str, has_keys: bool) -> dict[str, Any]:
     content = {offer.kind: {"schema": schema_of[str(offer.gives)]}}
     if offer.streams is not None:
-        content[EVENTS] = {"schema": {"type": "string"}}
+        event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        content[EVENTS] = {"schema": event}
     responses: dict[str, Any] = {"200": {"description": "Done.", "content": content}}
     codes = [*offer.errors, 500, *(() if offer.is_open or not has_keys else (401,))]
     for code in sorted(set(codes)):

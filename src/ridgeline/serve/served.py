@@ -120,7 +120,7 @@ class Served:
         values: dict[str, Any] = dict(ask.chat_template_kwargs or {})
         if reserved := RESERVED & set(values):
             raise invalid(f"chat_template_kwargs may not set {sorted(reserved)[0]!r}.", "chat_template_kwargs")
-        messages = [_plain(place, message) for place, message in enumerate(ask.messages or ())]
+        messages = [_plain(message) for message in ask.messages or ()]
         began_ns = time.perf_counter_ns()
         try:
             text = self._template.render(
@@ -186,11 +186,9 @@ def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
-def _plain(place: int, message: ChatMessage) -> dict[str, Any]:
+def _plain(message: ChatMessage) -> dict[str, Any]:
     """A message as templates know it."""
     content = message.content
-    if content is None:
-        raise invalid(f"`messages[{place}].content` is missing.", f"messages[{place}].content")
     text = content if isinstance(content, str) else "\n".join(part.text for part in content)
     role = "system" if message.role == "developer" else message.role
     return {"role": role, "content": text} | ({} if message.name is None else {"name": message.name})
