@@ -41,7 +41,7 @@ def read_rates(found: Json) -> list[float]:
 
 
 def plot(parts: list[Json]) -> str:
-    rows = {name: {} for name in SHOWN}  # type: dict[str, dict[str, float]]
+    rows: dict[str, dict[str, float]] = {name: {} for name in SHOWN}
     bits: dict[str, int] = {}
     for row in (row for one in parts for row in one["rows"] if row["workload"] in SHOWN):
         rows[row["workload"]][row["engine"]] = row["value"]
@@ -73,7 +73,8 @@ def main() -> None:
             rows = [Row(**row) for row in found["rows"] if row["workload"] == name]
             ids = [len(run["result"]["requests"]) for run in found["runs"] if run["workload"] == name]
             print("\n" + "\n".join(table_lines(name, rows, ids[0] if name in ("W3", "W4") else None)))
-            assert any(row.engine in known for row in rows), f"{name}: no peer"
+            if not any(row.engine in known for row in rows):
+                raise SystemExit(f"{name}: this run has no peer to compare with; name another file")
         print(f"(read bandwidth of this run: {statistics.median(read_rates(found)) / 1e9:.1f} GB/s)")
     if options.out is not None:
         document = {"schema": "ridgeline.bench.peers/2", "parts": [found for _, found in chosen]}

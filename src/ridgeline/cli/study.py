@@ -21,7 +21,6 @@ from ridgeline.run.machine import load_or_measure, raise_ceilings, usable_cores
 
 from .screen import Screen
 
-MINUTES = 8.0
 CELLS, PAGE = "cells.jsonl", "report.html"
 
 

@@ -31,23 +31,12 @@ from ridgeline.state.messages import (
     ToEngine,
     Tokens,
 )
-from ridgeline.state.ports import StepObserver
 
 from .config import EngineConfig
 from .engine import Engine
 from .frames import Closed, Frames
 
 EXIT_CODES: dict[ErrorKind, int] = {"user": 2, "capacity": 2, "invariant": 70, "internal": 70}
-
-
-class AccountObserver(StepObserver, Protocol):
-    """An observer that can tell what it saw (perf.account.Account)."""
-
-    def table(self) -> object:
-        """Everything seen so far; something msgspec can encode."""
-        ...
-
-    def reset(self) -> None: ...
 
 
 class Exchange(Protocol):

@@ -28,11 +28,6 @@ class Delta:
     offsets: tuple[int, ...]
     finish: str | None = None
 
-    @property
-    def is_silent(self) -> bool:
-        """Nothing to show yet."""
-        return not (self.text or self.scored or self.finish)
-
 
 class Choice:
     """offset: characters of the prompt, where text_offset of the first token begins."""
