@@ -4,39 +4,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ridgeline.kit.errors import UserError
 
 from .keepsakes import Keepsakes, LedgerOut, TraceOut
-from .options import (
-    Activations,
-    Body,
-    Context,
-    DiskKvBytes,
-    HostKvBytes,
-    Isa,
-    Json,
-    Keep,
-    Kv,
-    KvBytes,
-    Model,
-    Picture,
-    Place,
-    Policy,
-    Prefix,
-    Spec,
-    Threads,
-    Weights,
-    engine_options,
-    guarded,
-)
+from .options import Json, Model, Picture, engine_verb
 
 
-@guarded
+@engine_verb
 def command(
+    options: dict[str, Any],
     model: Model,
     workload: Annotated[
         str | None, typer.Option(help="A file of JSON lines, or W1, W2-512 (any length), W3, W4.", metavar="FILE")
@@ -62,21 +42,6 @@ def command(
     ] = None,
     max_sequences: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 64,
     step_tokens: Annotated[int, typer.Option(help="Tokens computed in one step.")] = 512,
-    weights: Weights = "native",
-    threads: Threads = None,
-    kv: Kv = "auto",
-    kv_bytes: KvBytes = None,
-    keep: Keep = "all",
-    prefix: Prefix = True,
-    host_kv_bytes: HostKvBytes = None,
-    disk_kv_bytes: DiskKvBytes = None,
-    spec: Spec = None,
-    policy: Policy = "fcfs",
-    place: Place = "chunked",
-    context: Context = None,
-    isa: Isa = None,
-    activations: Activations = "int16",
-    body: Body = "cpp",
     trace_out: TraceOut = None,
     ledger_out: LedgerOut = None,
     json: Json = False,
@@ -96,12 +61,6 @@ def command(
       ridgeline bench smollm2-135m --ladder --plot ladder.svg
       ridgeline bench smollm2-135m --study --minutes 8 --out study    (broken off? the same again goes on)
     """
-    options = engine_options(
-        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        activations=activations,
-        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
-        place=place,
-    )  # fmt: skip
     keepsakes = Keepsakes(trace_out, ledger_out)
     if is_ladder and roofline is not None:
         raise UserError("--roofline draws one workload's operators; leave --ladder out.")

@@ -3,33 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import (
-    Activations,
-    Body,
-    Context,
-    DiskKvBytes,
-    HostKvBytes,
-    Isa,
-    Json,
-    Keep,
-    Kv,
-    KvBytes,
-    Policy,
-    Prefix,
-    Spec,
-    Threads,
-    Weights,
-    engine_options,
-    guarded,
-)
+from .options import Json, engine_verb
 
 
-@guarded
+@engine_verb
 def command(
+    options: dict[str, Any],
     subject: Annotated[
         str,
         typer.Argument(metavar="MODEL|RUN.json", help="A model (as for run), probed now; or what bench --json wrote."),
@@ -40,20 +23,6 @@ def command(
     ] = None,
     max_sequences: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 64,
     step_tokens: Annotated[int, typer.Option(help="Tokens computed in one step.")] = 512,
-    weights: Weights = "native",
-    threads: Threads = None,
-    kv: Kv = "auto",
-    kv_bytes: KvBytes = None,
-    keep: Keep = "all",
-    prefix: Prefix = True,
-    host_kv_bytes: HostKvBytes = None,
-    disk_kv_bytes: DiskKvBytes = None,
-    spec: Spec = None,
-    policy: Policy = "fcfs",
-    context: Context = None,
-    isa: Isa = None,
-    activations: Activations = "int16",
-    body: Body = "cpp",
     json: Json = False,
 ) -> None:
     """Say what bounds a run: one cause of a closed list, its share, the ceiling measured here, and what to try first.
@@ -72,9 +41,4 @@ def command(
     if is_run(subject):
         explain_run(subject, workload, json=json)
         return
-    options = engine_options(
-        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        activations=activations,
-        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
-    )  # fmt: skip
     explain_model(subject, workload, options | {"max_sequences": max_sequences, "step_tokens": step_tokens}, json=json)

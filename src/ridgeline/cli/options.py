@@ -2,15 +2,16 @@
 
 Exit codes: 0 done, 2 asked wrongly or does not fit, 70 our own fault, 130 interrupted.
 """
-# size: engine_options takes the engine options that verbs share, by name
 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from types import MappingProxyType
+from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 import typer
 
@@ -86,21 +87,50 @@ Picture = Annotated[
 Body = Annotated[str, typer.Option(help="cpp (our kernels), or torch (the reference, slow).")]
 
 
-def engine_options(
-    *, weights: str, threads: int | None, kv: str, context: int | None, isa: str | None, body: str,
-    kv_bytes: str | None = None, spec: str | None = None, policy: str | None = None, keep: str | None = None,
-    prefix: bool | None = None, host_kv_bytes: str | None = None, disk_kv_bytes: str | None = None,
-    activations: str | None = None, place: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Fields of EngineConfig; what was not given is left to its default."""
-    given = {
-        "weights": weights, "threads": threads, "kv": kv, "context": context, "isa": isa, "body": body,
-        "kv_bytes": None if kv_bytes is None else size_bytes(kv_bytes), "spec": spec, "policy": policy, "keep": keep,
-        "prefix": prefix, "activations": activations, "place": place,
-        "host_kv_bytes": None if host_kv_bytes is None else size_bytes(host_kv_bytes),
-        "disk_kv_bytes": None if disk_kv_bytes is None else size_bytes(disk_kv_bytes),
-    }  # fmt: skip
-    return {name: value for name, value in given.items() if value is not None}
+ENGINE: Mapping[str, tuple[Any, Any]] = MappingProxyType(
+    {  # what verbs that start an engine share, in the order of their help: how it is written, and its default
+        "weights": (Weights, "native"),
+        "threads": (Threads, None),
+        "kv": (Kv, "auto"),
+        "kv_bytes": (KvBytes, None),
+        "keep": (Keep, "all"),
+        "prefix": (Prefix, True),
+        "host_kv_bytes": (HostKvBytes, None),
+        "disk_kv_bytes": (DiskKvBytes, None),
+        "spec": (Spec, None),
+        "policy": (Policy, "fcfs"),
+        "place": (Place, "chunked"),
+        "context": (Context, None),
+        "isa": (Isa, None),
+        "activations": (Activations, "int16"),
+        "body": (Body, "cpp"),
+    }
+)
+SIZES = ("kv_bytes", "host_kv_bytes", "disk_kv_bytes")
+
+
+def engine_verb(verb: Callable[Concatenate[dict[str, Any], P], None]) -> Callable[..., None]:
+    """A guarded verb whose command line has all of ENGINE too, before its last option (--json).
+
+    verb: its first parameter gets them as fields of EngineConfig; what was not given is left to its default.
+    """
+    written = get_type_hints(verb, include_extras=True)
+    _, *own = [one.replace(annotation=written[name]) for name, one in inspect.signature(verb).parameters.items()]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+        for name, (annotation, default) in ENGINE.items()
+    ]
+
+    @functools.wraps(verb)
+    def run(**given: Any) -> None:
+        engine = {name: given.pop(name) for name in ENGINE}
+        sized = {name: size_bytes(engine[name]) for name in SIZES if engine[name] is not None}
+        verb({name: value for name, value in (engine | sized).items() if value is not None}, **given)  # type: ignore[call-arg]
+
+    parameters = [*own[:-1], *shared, own[-1]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads both
+    run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
+    return guarded(run)
 
 
 def size_bytes(text: str) -> int:

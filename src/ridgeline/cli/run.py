@@ -3,37 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .keepsakes import Keepsakes, LedgerOut, TraceOut
-from .options import (
-    Activations,
-    Body,
-    Context,
-    DiskKvBytes,
-    HostKvBytes,
-    Isa,
-    Json,
-    Keep,
-    Kv,
-    KvBytes,
-    Model,
-    Picture,
-    Place,
-    Policy,
-    Prefix,
-    Spec,
-    Threads,
-    Weights,
-    engine_options,
-    guarded,
-)
+from .options import Json, Model, Picture, engine_verb
 
 
-@guarded
+@engine_verb
 def command(
+    options: dict[str, Any],
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; without one: stdin, or a chat.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
@@ -49,21 +29,6 @@ def command(
     presence_penalty: Annotated[float, typer.Option(help="Taken once from tokens already in the answer.")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(help="Taken for each time a token is in the answer.")] = 0.0,
     logprobs: Annotated[int | None, typer.Option(help="Also show log-probabilities of this many likeliest.")] = None,
-    weights: Weights = "native",
-    threads: Threads = None,
-    kv: Kv = "auto",
-    kv_bytes: KvBytes = None,
-    keep: Keep = "all",
-    prefix: Prefix = True,
-    host_kv_bytes: HostKvBytes = None,
-    disk_kv_bytes: DiskKvBytes = None,
-    spec: Spec = None,
-    policy: Policy = "fcfs",
-    place: Place = "chunked",
-    context: Context = None,
-    isa: Isa = None,
-    activations: Activations = "int16",
-    body: Body = "cpp",
     account: Annotated[bool, typer.Option("--account", help="Show where this request's time went.")] = False,
     trace_out: TraceOut = None,
     ledger_out: LedgerOut = None,
@@ -94,12 +59,6 @@ def command(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, logprobs=logprobs,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-    )  # fmt: skip
-    options = engine_options(
-        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        activations=activations,
-        keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes, spec=spec, policy=policy,
-        place=place,
     )  # fmt: skip
     keepsakes = Keepsakes(trace_out, ledger_out)
     asked = Asked(

@@ -5,34 +5,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import (
-    Activations,
-    Body,
-    Context,
-    DiskKvBytes,
-    HostKvBytes,
-    Isa,
-    Json,
-    Keep,
-    Kv,
-    KvBytes,
-    Model,
-    Policy,
-    Prefix,
-    Spec,
-    Threads,
-    Weights,
-    engine_options,
-    guarded,
-)
+from .options import Json, Model, engine_verb
 
 
-@guarded
+@engine_verb
 def command(
+    options: dict[str, Any],
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 8000,
@@ -47,20 +29,6 @@ def command(
     max_body_bytes: Annotated[int, typer.Option(help="Longest request body.")] = 16 << 20,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that accepted requests have after SIGTERM.")] = 30.0,
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")] = False,
-    weights: Weights = "native",
-    threads: Threads = None,
-    kv: Kv = "auto",
-    kv_bytes: KvBytes = None,
-    keep: Keep = "all",
-    prefix: Prefix = True,
-    host_kv_bytes: HostKvBytes = None,
-    disk_kv_bytes: DiskKvBytes = None,
-    spec: Spec = None,
-    policy: Policy = "fcfs",
-    context: Context = None,
-    isa: Isa = None,
-    activations: Activations = "int16",
-    body: Body = "cpp",
     json: Json = False,
 ) -> None:
     """Serve a model: /v1/chat/completions, /v1/completions, /v1/models and more (see /openapi.json).
@@ -77,11 +45,6 @@ def command(
 
     from .serving import Asked, serve  # noqa: PLC0415  likewise
 
-    options = engine_options(
-        weights=weights, threads=threads, kv=kv, context=context, isa=isa, body=body, kv_bytes=kv_bytes,
-        activations=activations, keep=keep, prefix=prefix, host_kv_bytes=host_kv_bytes, disk_kv_bytes=disk_kv_bytes,
-        spec=spec, policy=policy,
-    )  # fmt: skip
     if api_key is not None:
         print("warning: a key on the command line is visible with ps; use --api-key-file.", file=sys.stderr)
     asked = Asked(
