@@ -178,6 +178,24 @@ def test_cancelled_on_the_way_everything_is_free(pairs: list[Pair], model: str) 
     assert pair.held() == [0, 0] and not pair.engines[1].has_work
 
 
+@pytest.mark.parametrize("is_added", [False, True])
+def test_cancelled_just_as_it_is_taken_nobody_computes_on(pairs: list[Pair], model: str, is_added: bool) -> None:
+    """The Handover is on its way, or the second engine has said Taken and the first has not heard it."""
+    pair = linked(pairs, model)
+    taker, second = pair.exchanges[1]._taker, pair.engines[1]
+    pair.until(lambda: bool(taker._ends))
+    pair.add(Request("late", prompt_of(60), 600, ignore_stop=True))
+    pair.until(lambda: any(end.arrived for end in taker._ends), which=(0,))
+    if is_added:
+        pair.until(lambda: second.has_work, which=(1,))
+    assert pair.engines[0].cancel("late") is None
+    event = pair.exchanges[0].cancel("late")
+    assert event is not None and event.finish == "cancelled"
+    pair.turn((1,))
+    pair.until(lambda: not second.has_work and not any(end.arrived for end in taker._ends))
+    assert len(pair.ids("late")) < 600 and pair.held() == [0, 0] and pair.kept_aside() == 0
+
+
 def test_a_small_buffer_only_makes_them_wait(pairs: list[Pair], model: str) -> None:
     """Room for one sequence at a time: none gets a part that another waits for."""
     asked = requests((90, 33, 130, 64))

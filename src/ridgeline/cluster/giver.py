@@ -194,7 +194,7 @@ class Giver:
     def _drop(self, one: Leaving) -> None:
         end = self.ends.get(one.to)
         if one.is_open and end is not None:
-            end.put(Drop(one.stream))
+            end.put(Drop(one.stream, one.request_id))
         self._forget(one)
 
     def _forget(self, one: Leaving) -> None:

@@ -6,7 +6,7 @@
 # Block, Block, ... while it computes --->  [with payloads]
 # Handover (the request, its tokens)  --->
 #                                     <---  Taken: now the giver's blocks are free; or Refused
-# Drop, at any time before Taken      --->
+# Drop, until Taken was heard         --->  what was added meanwhile is ended
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class Handover(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """request: its name; the stream of one that was handed over means nothing to the taker any more."""
+
     stream: int
+    request: str
 
 
 class Go(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

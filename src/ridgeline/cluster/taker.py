@@ -98,11 +98,12 @@ class Pools:
 
 
 class TakingEnd:
-    """One link, seen from the engine that takes. arrived: whole sequences, for the engine's loop."""
+    """One link, seen from the engine that takes. arrived: whole sequences, and the names of those that were dropped
+    after they had arrived, in order, for the engine's loop."""
 
     def __init__(self, name: str, link: Link, pools: Pools, budget: Budget, bell: Bell) -> None:
         self.name, self._link, self._pools, self._budget, self._bell = name, link, pools, budget, bell
-        self.arrived: deque[Coming] = deque()
+        self.arrived: deque[Coming | str] = deque()
         self.broken = ""
         self._coming: dict[int, Coming] = {}
         self._thread = threading.Thread(target=self._listen, name=f"ridgeline-take-{name}", daemon=True)
@@ -164,9 +165,12 @@ class TakingEnd:
                 whole.handover = message
                 self.arrived.append(whole)
                 self._bell.ring()
-            case Drop(stream):
+            case Drop(stream, request_id):
                 if (gone := self._coming.pop(stream, None)) is not None:
                     self._budget.give_back(gone)
+                else:  # it crossed our Taken
+                    self.arrived.append(request_id)
+                    self._bell.ring()
             case _:
                 raise LinkBroken(f"a giver does not say {message}")
 
@@ -191,14 +195,18 @@ class Taker:
         """Between steps: add what has arrived, forget what is unpacked."""
         for end in list(self._ends):
             while end.arrived:
-                self._add(end, end.arrived.popleft())
+                one = end.arrived.popleft()
+                if isinstance(one, str):
+                    self._engine.cancel(one)
+                else:
+                    self._add(end, one)
             if end.broken:
                 self._ends.remove(end)
-        for request_id, one in list(self._aside.items()):
+        for request_id, aside in list(self._aside.items()):
             sequence = self._engine.scheduler.find(request_id)
             if sequence is None or sequence.parcel is None:
                 del self._aside[request_id]
-                self._forget(one)
+                self._forget(aside)
 
     def close(self) -> None:
         for end in self._ends:
