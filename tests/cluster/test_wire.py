@@ -66,7 +66,7 @@ def stream_of(payload: Bytes) -> bytes:
         link = Link(near, InStream())
         link.send(Go(1))
         link.send(Block(1, 0, 2), payload)
-        link.send(Drop(1))
+        link.send(Drop(1, "q"))
         link.close()
         data = b""
         while more := far.recv(1 << 20):
@@ -94,14 +94,14 @@ def received(data: bytes) -> list[Message]:
 
 
 def test_what_was_sent_arrives() -> None:
-    assert received(STREAM) == [Go(1), Block(1, 0, 2), Drop(1)]
+    assert received(STREAM) == [Go(1), Block(1, 0, 2), Drop(1, "q")]
 
 
 @given(cut=st.integers(0, len(STREAM) - 1))
 @settings(max_examples=60, deadline=None)
 def test_a_truncated_stream_gives_whole_frames_and_then_breaks(cut: int) -> None:
     found = received(STREAM[:cut])
-    assert found == [Go(1), Block(1, 0, 2), Drop(1)][: len(found)] and len(found) < 3
+    assert found == [Go(1), Block(1, 0, 2), Drop(1, "q")][: len(found)] and len(found) < 3
 
 
 @given(at=st.integers(0, len(STREAM) - 1), flip=st.integers(1, 255))
@@ -110,7 +110,7 @@ def test_a_corrupt_stream_never_gives_another_message(at: int, flip: int) -> Non
     data = bytearray(STREAM)
     data[at] ^= flip
     found = received(bytes(data))
-    assert found == [Go(1), Block(1, 0, 2), Drop(1)][: len(found)] and len(found) < 3
+    assert found == [Go(1), Block(1, 0, 2), Drop(1, "q")][: len(found)] and len(found) < 3
 
 
 @given(st.binary(max_size=300))

@@ -92,6 +92,16 @@ def test_what_was_computed_before_is_recompute_and_later_tokens_are_decode_again
     assert [phase for _, phase, _ in phases_of(story)] == [PREFILL, DECODE, RECOMPUTE, DECODE]
 
 
+def test_one_that_others_have_begun_is_decode_from_its_first_step():
+    story = Story(1)
+    story.step(msgspec.structs.replace(entry(1, 20, 1, True), given=20))
+    story.step(msgspec.structs.replace(entry(2, 16, 4, True), given=20), entry(1, 21, 1, True))
+    assert phases_of(story) == [(0, DECODE, 1), (1, PREFILL, 4), (1, DECODE, 1)]
+    story.account.reset()  # whoever runs on is met again
+    story.step(msgspec.structs.replace(entry(1, 22, 1, True), given=20))
+    assert phases_of(story) == [(0, DECODE, 1)]
+
+
 def test_a_prefix_hit_starts_late_and_is_prefill():
     story = Story(1)
     story.step(entry(1, 16, 4, True))

@@ -106,7 +106,7 @@ class Account:
         self.reset()  # reads the process's counters, which table() reads again: never in a step
 
     def reset(self) -> None:
-        """Forget everything seen; sequences that are running are met again as prefill."""
+        """Forget everything seen."""
         self._keeper.reset(self._last_end or 0.0)
         self._shapes = array("q")
         self._times = array("d")
@@ -256,7 +256,10 @@ class Account:
                 end = entry.start + count - entry.tentative
                 others.extend((step, entry.sequence, DRAFT, entry.start, count, end, len(entry.rows)))
                 continue
-            self._running.setdefault(entry.sequence, gap)
+            if entry.sequence not in self._running:
+                self._running[entry.sequence] = gap
+                if 0 <= entry.given <= entry.start:
+                    self._phases.meet(entry.sequence, entry.start, entry.given)
             rows, tokens = entry.rows, len(entry.tokens)
             chosen = rows[-1].position if rows and rows[-1].target < 0 else UNKNOWN
             end = entry.start + tokens - entry.tentative  # what was guessed may be computed again

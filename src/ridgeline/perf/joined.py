@@ -147,7 +147,7 @@ def _note(note: ClientNote | None, one: Ended, *, is_first: bool, is_last: bool)
 
 def _later(segments: Segments) -> Segments:
     """What a later engine did, by other names: restoring what came along is the end of the way, and whose first token
-    was chosen before has no prompt left to compute (its engine cannot know that)."""
+    was chosen before has no prompt left to compute, though its engine may have to begin at 0 again."""
     renamed, is_restored = [], False
     for name, begin, end in segments:
         if name == RESTORE and not is_restored:

@@ -34,7 +34,7 @@ class Progress:
 class Phases:
     """An entry is `recompute` when it starts at a position computed before (preemption, or no cache at all), `decode`
     when it starts at or after the prompt's end, else `prefill`. The prompt's end is the position of the first token
-    chosen for the sequence: until then everything is prefill."""
+    chosen for the sequence: until then everything is prefill; `meet` says it of one that others have begun."""
 
     def __init__(self) -> None:
         self._progress: dict[SequenceId, Progress] = {}
@@ -62,6 +62,10 @@ class Phases:
     def refine(phases: Integers, start: Integers, tokens: Integers, end: Integers) -> Integers:
         """Activities [entries] of the model's entries: an answer's step that judges guesses is `verify`."""
         return np.where((phases == DECODE) & (end < start + tokens), VERIFY, phases)
+
+    def meet(self, sequence: SequenceId, start: int, prompt: int) -> None:
+        """One that was not seen before: where its first entry starts, and where its prompt ends."""
+        self._progress.setdefault(sequence, Progress(start, prompt))
 
     def keep(self, running: dict[SequenceId, int]) -> None:
         """Forget all but these sequences."""

@@ -50,6 +50,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     A token sees the context, its ancestors and itself; its position is start + its depth.
     state: slot of the recurrent state (K11), -1: the program has none.
     tentative: so many of the last tokens are guesses that the answers may refuse (I1).
+    given: so many of the sequence's tokens were given, not chosen; -1: not told.
     """
 
     sequence: SequenceId
@@ -63,6 +64,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     parents: tuple[int, ...] = ()
     state: int = -1
     tentative: int = 0
+    given: int = -1
 
     def slot(self, group: int) -> int:
         """Slot of tokens[0] in a group."""
