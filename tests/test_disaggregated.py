@@ -20,12 +20,12 @@ PROMPTS = (
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
 def test_the_same_tokens_as_one_engine(kv: str) -> None:
     answers, walls = [], []
-    for place in ("chunked", "disaggregated"):
+    for place in ("chunked", "disaggregated", "disaggregated:engines=1+2,route=round"):
         with LLM("smollm2-135m", place=place, kv=kv, context=1024, kv_bytes=64 << 20) as llm:
             answers.append([one.tokens for one in llm.generate(list(PROMPTS), max_tokens=16, ignore_stop=True)])
             walls.append(llm.ledger())
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
     for ledger in walls:
         assert len(ledger.requests) == len(PROMPTS) and not ledger.partial
         assert all(sum(one.wall_ns.values()) == one.e2e_ns for one in ledger.requests)
-    assert all(one.wall_ns.get("transfer", 0) > 0 for one in walls[1].requests)
+    assert all(one.wall_ns.get("transfer", 0) > 0 for ledger in walls[1:] for one in ledger.requests)

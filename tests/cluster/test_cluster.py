@@ -93,6 +93,29 @@ def test_two_processes_make_the_tokens_of_one(shared: Cluster, model: str) -> No
     assert set(answers.ends.values()) == {"length"} and is_idle(shared)
 
 
+@pytest.mark.parametrize("place", ["engines=2+1", "engines=1+2,link=tcp,route=round"])
+def test_several_engines_of_a_kind_share_the_requests(model: str, place: str) -> None:
+    """Every engine is linked with every one of the other kind and gets its share; one of two that dies for good leaves
+    its requests to the other."""
+    requests = asked(6, output=200)
+    cluster = started(model, f"disaggregated:{place},restarts=0")
+    answers = Answers(cluster)
+    try:
+        pairs = {(f"prefill-{a}", f"decode-{b}") for a, b in ((0, 0), (1, 0) if "2+1" in place else (0, 1))}
+        assert set(cluster.links()) == pairs and len(cluster.pids) == 3
+        for request in requests:
+            answers.ask(request)
+        answers.until(lambda: sum(map(len, answers.tokens.values())) > 20)
+        names = {at for one in cluster._journeys.values() for at in (one.prefill, one.decode)}
+        assert {name for pair in pairs for name in pair} == names
+        os.kill(cluster.pids["prefill-1" if "2+1" in place else "decode-1"], signal.SIGKILL)
+        assert answers.all() == alone(model, requests)
+        assert set(answers.ends.values()) == {"length"} and is_idle(cluster)
+        assert len(cluster.pids) == 2 and cluster.failure is None
+    finally:
+        cluster.close()
+
+
 def test_cancelling_ends_a_request_wherever_it_is(shared: Cluster) -> None:
     answers = Answers(shared)
     for number, request in enumerate(asked(output=700)):

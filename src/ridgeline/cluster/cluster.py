@@ -63,6 +63,8 @@ class Cluster:
         self._journeys: dict[str, Journey] = {}
         self._links: dict[tuple[str, str], int] = {}  # how often they were linked
         self._closed: RidgelineError | None = None
+        # One end of an engine may cost two: its links break before it is known to be gone.
+        self._most_attempts = 2 * sum(place.engines) * (place.restarts + 1) + 1
         self._routers: dict[str, Router] = {kind: ROUTERS[place.route]() for kind in KINDS}
         self._nodes = {
             f"{kind}-{number}": Node(f"{kind}-{number}", kind, configs[kind], place.restarts, is_starting=True)
@@ -251,7 +253,7 @@ class Cluster:
             if journey.name != name or journey.is_over:
                 return
             journey.again()
-            if journey.attempt > 2 * self.place.restarts + 1:
+            if journey.attempt > self._most_attempts:
                 journey.is_over = True
                 self._journeys.pop(journey.request.id, None)
         for engine in engines:
@@ -259,8 +261,8 @@ class Cluster:
                 engine.cancel(name)
                 engine.forget(name)
         if journey.is_over:
-            tried = f"request {journey.request.id!r} was tried {journey.attempt} times; its engines ended each time."
-            journey.deliver(EngineStopped(tried))
+            tried = f"request {journey.request.id!r} was tried {journey.attempt} times"
+            journey.deliver(EngineStopped(f"{tried}; its engines, or the way between them, ended each time."))
             return
         self._send(journey)
 

@@ -82,7 +82,8 @@ def _for_model(
         parents = _parents(tree, count)
     entry = Entry(
         sequence.id, start, tokens, memory.blocks_of(sequence), rows, slots=memory.slots_of(sequence, start),
-        parents=parents, state=memory.state_of(sequence), tentative=len(tree.tokens), given=len(sequence.request.prompt),
+        parents=parents, state=memory.state_of(sequence), tentative=len(tree.tokens),
+        given=len(sequence.request.prompt),
     )  # fmt: skip
     return Placed(sequence, ask, entry)
 
