@@ -12,7 +12,7 @@ from typing import Any
 from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM
 from ridgeline.perf.observe import Seen
-from ridgeline.perf.replay import Replay, Spread, replay
+from ridgeline.perf.replay import Replay, ReplaySummary, Spread, replay
 from ridgeline.perf.request_verdict import judge_request
 from ridgeline.perf.verdict import judge
 from ridgeline.perf.workload import NAMES, Job, named_workload, read_workload
@@ -107,10 +107,7 @@ def _print_run(screen: Screen, run: Replay, repeats: int, foreign: float | None)
         f"in {seconds(summary.wall_s)}{which}: {digits(summary.output_tokens_per_s)} output tokens/s, "
         f"{digits(summary.total_tokens_per_s)} with prompts"
     )
-    names = (("TTFT", summary.ttft_s), ("TPOT", summary.tpot_s), ("ITL", summary.itl_s), ("E2E", summary.e2e_s))
-    rows = [_row(name, spread) for name, spread in names if spread is not None]
-    if rows:
-        screen.table(("", "p50", "p90", "p99", "mean", "n"), rows)
+    print_spreads(screen, summary)
     if summary.failed:
         errors = sorted({request.error or "" for request in run.requests if request.error is not None})
         screen.say(f"{summary.failed} requests failed: {'; '.join(errors)}")
@@ -121,6 +118,14 @@ def _print_run(screen: Screen, run: Replay, repeats: int, foreign: float | None)
     if foreign is not None:
         mark = ": disturbed, measure again on a quiet machine" if is_busy(foreign) else ""
         screen.say(f"others used {percent(foreign)} of this machine's processor time meanwhile{mark}")
+
+
+def print_spreads(screen: Screen, summary: ReplaySummary) -> None:
+    """Latencies from intended arrival, as a table."""
+    names = (("TTFT", summary.ttft_s), ("TPOT", summary.tpot_s), ("ITL", summary.itl_s), ("E2E", summary.e2e_s))
+    rows = [_row(name, spread) for name, spread in names if spread is not None]
+    if rows:
+        screen.table(("", "p50", "p90", "p99", "mean", "n"), rows)
 
 
 def _row(name: str, spread: Spread) -> tuple[str, ...]:

@@ -29,6 +29,10 @@ def command(
     max_body_bytes: Annotated[int, typer.Option(help="Longest request body.")] = 16 << 20,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that accepted requests have after SIGTERM.")] = 30.0,
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")] = False,
+    scripted: Annotated[
+        str | None,
+        typer.Option(help="Compute nothing: first token after, then one every, so many ms (150,10).", metavar="MS,MS"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Serve a model: /v1/chat/completions, /v1/completions, /v1/models and more (see /openapi.json).
@@ -39,6 +43,7 @@ def command(
     Examples:
       ridgeline serve smollm2-135m
       ridgeline serve smollm2-135m --port 9000 --api-key-file keys.txt
+      ridgeline serve smollm2-135m --scripted 150,10   (to calibrate a load generator)
       ridgeline serve qwen2.5-coder-0.5b --kv int8 --spec ngram:k=4 --policy fair
     """
     from ridgeline.serve.served import Limits  # noqa: PLC0415  heavy; --help must start in 0.3 s
@@ -53,5 +58,6 @@ def command(
         Limits(
             body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout
         ),
+        scripted,
     )  # fmt: skip
     raise typer.Exit(serve(asked, json=json))

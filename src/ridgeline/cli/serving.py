@@ -15,6 +15,7 @@ from ridgeline.llm import LLM
 from ridgeline.run.machine import load_or_measure
 from ridgeline.serve.door import Door
 from ridgeline.serve.keys import Keys
+from ridgeline.serve.scripted import Script, ScriptedEngine
 from ridgeline.serve.served import Limits, Served
 from ridgeline.serve.server import Server, listen
 
@@ -34,6 +35,7 @@ class Asked:
     options: dict[str, Any]
     open_metrics: bool
     limits: Limits
+    scripted: str | None = None
 
 
 def serve(asked: Asked, *, json: bool) -> int:
@@ -44,16 +46,22 @@ def serve(asked: Asked, *, json: bool) -> int:
         print(f"warning: {asked.host} can be reached from elsewhere, and no key is needed.", file=sys.stderr)
     listening = listen(asked.host, asked.port)
     with closing(listening):
-        with screen.fetching(asked.model) as progress:
-            llm = LLM(asked.model, progress=progress, **asked.options)
-        with closing(llm):
-            screen.notes(asked.model, llm.notes)
-            load_or_measure(llm.facts.threads)  # now: later it would disturb answers
-            with closing(Served(asked.name, llm, asked.limits)) as served:
-                door = Door(served, keys, open_metrics=asked.open_metrics)
-                server = Server(door, listening, lambda url: _announce(asked, url, json))
-                server.run()
-                return server.exit_code
+        engine = _engine(asked, screen)
+        with closing(engine), closing(Served(asked.name, engine, asked.limits)) as served:
+            door = Door(served, keys, open_metrics=asked.open_metrics)
+            server = Server(door, listening, lambda url: _announce(asked, url, json))
+            server.run()
+            return server.exit_code
+
+
+def _engine(asked: Asked, screen: Screen) -> LLM | ScriptedEngine:
+    if asked.scripted is not None:
+        return ScriptedEngine.of(asked.model, Script.parse(asked.scripted, asked.options["max_sequences"]))
+    with screen.fetching(asked.model) as progress:
+        llm = LLM(asked.model, progress=progress, **asked.options)
+    screen.notes(asked.model, llm.notes)
+    load_or_measure(llm.facts.threads)  # now: later it would disturb answers
+    return llm
 
 
 def _keys(asked: Asked) -> Keys:

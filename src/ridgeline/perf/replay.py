@@ -35,7 +35,8 @@ class Target(Protocol):
 
 
 class RequestResult(msgspec.Struct, frozen=True):
-    """One request (definitions: EXPLAIN §11). Seconds from intended arrival; error: why it has no tokens."""
+    """One request (definitions: EXPLAIN §11). Seconds from intended arrival; error: why it has no tokens, refused_s:
+    until that was known. counted: output tokens where ids are not told (a server's usage)."""
 
     ids: tuple[int, ...]
     prompt_tokens: int
@@ -46,6 +47,12 @@ class RequestResult(msgspec.Struct, frozen=True):
     gaps_s: tuple[float, ...] = ()
     preemptions: int = 0
     error: str | None = None
+    counted: int = 0
+    refused_s: float | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.ids) or self.counted
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -174,7 +181,7 @@ def summarise_replay(results: Sequence[RequestResult], late_s: float) -> ReplayS
     first = min((result.arrival_s for result in results), default=0.0)
     last = max((result.arrival_s + (result.e2e_s or 0.0) for result in good), default=first)
     wall_s = last - first
-    output, prompt = sum(len(result.ids) for result in good), sum(result.prompt_tokens for result in good)
+    output, prompt = sum(result.output_tokens for result in good), sum(result.prompt_tokens for result in good)
     per_s = 1 / wall_s if wall_s > 0 else 0.0
     return ReplaySummary(
         requests=len(results),
