@@ -71,6 +71,11 @@ class Program:
         return kept | {TRUNCATION}
 
     @property
+    def hidden(self) -> Value | None:
+        """What the head reads: the last hidden state of the rows whose logits are wanted; None without a head."""
+        return next((line.inputs[0] for line in self.lines if line.op.kind == "head"), None)
+
+    @property
     def weights(self) -> tuple[Weight, ...]:
         """Each distinct weight once (a tied head is the embedding)."""
         return tuple({id(w): w for line in self.lines for w in line.weights}.values())

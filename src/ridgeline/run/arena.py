@@ -64,6 +64,8 @@ def plan_arena(program: Program, bodies: tuple[str, ...], limits: StepLimits, qu
     for line in program:
         for value in line.inputs:
             last_read[value.id] = line.index
+    if program.hidden is not None:
+        last_read[program.hidden.id] = len(program.lines)  # somebody may want it after the step
     home: dict[int, int] = {}  # value -> the value whose buffer it uses
     skipped = set()
     fused = fused_adds(program, bodies)

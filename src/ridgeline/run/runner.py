@@ -10,6 +10,7 @@ import time
 from itertools import groupby
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -68,6 +69,7 @@ class Runner:
         self._routes = [] if any(bodies[index] == "torch" for index in routes) else routes
         self._is_mixed = "torch" in bodies
         self._head = next((line.output for line in program if line.op.kind == "head"), None)
+        self._hidden = program.hidden
         vocabulary = self._head.width if self._head is not None else 0
         self._batch = NativeBatch(limits, self._line_ns, len(pools), states, vocabulary)
         if "cpp" in bodies:
@@ -108,6 +110,7 @@ class Runner:
         if step is not None and self.bound.bodies[-1] == "torch":
             answers = iter(step.results)
             rows = tuple(tuple(_answered(next(answers)) for _ in entry.rows) for entry in plan.entries)
+        rows = self._with_hidden(plan, rows)
         experts = float(batch.line_experts[self._routes].mean()) if self._routes else None
         ended, calls = self._clock.now(), self.native_calls - calls
         return StepResult(
@@ -145,6 +148,25 @@ class Runner:
         return self._view(self._head, rows).copy()
 
     # -- inside
+
+    def _with_hidden(
+        self, plan: StepPlan, answers: tuple[tuple[RowResult, ...], ...]
+    ) -> tuple[tuple[RowResult, ...], ...]:
+        """Rows that asked for it get what the head read: in the arena it stays until the next step."""
+        if not any([row.hidden for entry in plan.entries for row in entry.rows]):
+            return answers
+        if self._hidden is None:
+            raise InvariantError("this Program has no head, so nothing that a head reads")
+        called_out = self._values.get(self._hidden.id)
+        states = self._view(self._hidden, sum(map(len, answers))) if called_out is None else called_out.cpu().numpy()
+        state = iter(states)
+        return tuple(
+            tuple(
+                msgspec.structs.replace(answer, hidden=one.copy()) if row.hidden else answer
+                for row, answer, one in zip(entry.rows, given, state, strict=False)
+            )
+            for entry, given in zip(plan.entries, answers, strict=True)
+        )
 
     def _run_reference(self, step: TorchStep | None, start: int, stop: int, plan: StepPlan) -> None:
         if step is None:

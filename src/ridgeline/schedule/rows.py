@@ -32,7 +32,11 @@ def make_rows(sequence: Sequence, tokens: int, *, law: bool = False) -> tuple[Lo
     sampling = request.sampling
     history = (tuple(sequence.tokens), sequence.tokens_prompt) if sampling.needs_history else None
     logprobs = -1 if sampling.logprobs is None else sampling.logprobs
-    return (*scores, LogitRow(tokens - 1, end, sampling, request.choice, logprobs=logprobs, history=history, law=law))
+    hidden = sequence.tokens_output >= sequence.hidden_due
+    chosen = LogitRow(
+        tokens - 1, end, sampling, request.choice, logprobs=logprobs, history=history, law=law, hidden=hidden
+    )
+    return (*scores, chosen)
 
 
 def _score_rows(sequence: Sequence, tokens: int, logprobs: int) -> tuple[LogitRow, ...]:

@@ -24,6 +24,7 @@ from ridgeline.state.transfer import Parcel, Transfer
 
 from .options import ScheduleOptions
 from .policy import Policy
+from .predict.refiner import UNSEEN, Refiner, Seen, Sight
 from .share import Placed, share, want
 
 OnFinish = Callable[[Sequence, str, float], None]
@@ -36,9 +37,10 @@ class Scheduler:
     def __init__(
         self, memory: SequenceMemory, policy: Policy, options: ScheduleOptions, *, context: int,
         on_finish: OnFinish | None = None, decoder: Decoder | None = None,
-        other_memory: Mapping[str, SequenceMemory] | None = None,
+        other_memory: Mapping[str, SequenceMemory] | None = None, refiner: Refiner | None = None,
     ) -> None:  # fmt: skip
-        """memory: of the program "model". other_memory: of every other program the decoder runs."""
+        """memory: of the program "model". other_memory: of every other program the decoder runs. refiner: predicts the
+        lengths of those who run; None: nobody needs that."""
         options.check()
         self.memory, self.policy, self.options, self.context = memory, policy, options, context
         self.decoder: Decoder = decoder or Autoregressive()
@@ -48,7 +50,7 @@ class Scheduler:
         self.preemptions = 0
         self.deferrals = 0  # times a sequence waited for another to compute their common beginning
         self.tokens_recomputed = 0  # lost by preemption, all requests together
-        self._on_finish = on_finish
+        self._on_finish, self._sight = on_finish, Sight(refiner)
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
@@ -83,6 +85,7 @@ class Scheduler:
         sequence = Sequence(self._next_id, request, arrival_s, tokens, parcel=parcel, hands_on=hands_on, entered_s=now)
         self._next_id += 1
         self._by_request[request.id] = sequence
+        self._sight.begin(sequence)
         sequence.rank = self.policy.rank(sequence)
         insort(self._waiting, sequence, key=_rank)
 
@@ -319,19 +322,20 @@ class Scheduler:
         self.policy.served(sequence, count)
         choices = answers if request.prompt_logprobs is None else _take_scores(sequence, entry, answers)
         settled = self.decoder.settle(sequence, placed.ask, entry, choices) if choices else Settled(tree=sequence.tree)
+        seen = self._sight.see(sequence, choices[0]) if choices else UNSEEN
         chosen = self._become_known(sequence, entry.tentative, settled)
         scored: tuple[Scored, ...] = ()
         if chosen and request.sampling.logprobs is not None:
             scored = tuple(_scored(choices[place + 1]) for place in (-1, *settled.places)[: len(chosen)])
         reason = self._reason(sequence, chosen)
         if reason is not None:
-            return self._finish(sequence, reason, at_s, chosen, scored)
+            return self._finish(sequence, reason, at_s, chosen, scored, seen)
         if chosen and sequence.hands_on:
-            return self._part(sequence, at_s, chosen, scored)
+            return self._part(sequence, at_s, chosen, scored, seen)
         if chosen and not self.options.cache:
             sequence.tokens_computed = 0
         self.memory.advance(sequence, sequence.tokens_computed)
-        return _event(sequence, at_s, chosen, scored) if chosen else None
+        return _event(sequence, at_s, chosen, scored, seen) if chosen else None
 
     def _become_known(self, sequence: Sequence, guessed: int, settled: Settled) -> tuple[int, ...]:
         """Chosen tokens, up to the first that ends the sequence; accepted guesses among them are computed already."""
@@ -367,7 +371,7 @@ class Scheduler:
 
     def _finish(
         self, sequence: Sequence, reason: str, at_s: float,
-        chosen: tuple[int, ...] = (), scored: tuple[Scored, ...] = (),
+        chosen: tuple[int, ...] = (), scored: tuple[Scored, ...] = (), seen: Seen = UNSEEN,
     ) -> TokenEvent:  # fmt: skip
         self._release(sequence)
         del self._by_request[sequence.request.id]
@@ -381,9 +385,11 @@ class Scheduler:
         self.policy.finished(sequence, reason)
         if self._on_finish is not None:
             self._on_finish(sequence, reason, at_s)
-        return _event(sequence, at_s, chosen, scored, reason)
+        return _event(sequence, at_s, chosen, scored, seen, reason)
 
-    def _part(self, sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...]) -> TokenEvent:
+    def _part(
+        self, sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...], seen: Seen
+    ) -> TokenEvent:
         """It is over here, but what is computed of it stays until let_go."""
         self.memory.advance(sequence, sequence.tokens_computed)
         self._release_others(sequence)
@@ -394,7 +400,7 @@ class Scheduler:
         self.policy.finished(sequence, HANDED_ON)
         if self._on_finish is not None:
             self._on_finish(sequence, HANDED_ON, at_s)
-        return _event(sequence, at_s, chosen, scored)
+        return _event(sequence, at_s, chosen, scored, seen)
 
     def _release(self, sequence: Sequence) -> None:
         """Give back what every program holds of the sequence."""
@@ -452,8 +458,9 @@ def _scored(answer: RowResult) -> Scored:
 
 
 def _event(
-    sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...], finish: str | None = None
-) -> TokenEvent:
+    sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...], seen: Seen,
+    finish: str | None = None,
+) -> TokenEvent:  # fmt: skip
     prompt_scored: tuple[Scored, ...] = ()
     if sequence.scored and sequence.tokens_output == len(chosen):  # its first event
         prompt_scored = tuple(sequence.scored)
@@ -462,4 +469,5 @@ def _event(
         preemptions=sequence.preemptions, tokens_recomputed=sequence.tokens_recomputed,
         tokens_cached=sequence.tokens_cached,
         tokens_guessed=sequence.tokens_guessed, tokens_accepted=sequence.tokens_accepted,
+        hidden=seen.hidden, length=seen.length,
     )  # fmt: skip

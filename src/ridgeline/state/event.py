@@ -36,3 +36,5 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     tokens_cached: int = 0  # of its beginning, computed by others before
     tokens_guessed: int = 0  # judged so far (I1)
     tokens_accepted: int = 0
+    hidden: bytes = b""  # float32: last hidden state of the token before `tokens` (Request.hidden_every)
+    length: float = 0.0  # output tokens it will have in the end, as just predicted (E6); 0: not predicted anew

@@ -35,6 +35,7 @@ class LogitRow(msgspec.Struct, frozen=True, gc=False):
     target: int = -1
     logprobs: int = -1  # -1: no log-probabilities wanted; k >= 0: of the chosen token and the k most likely
     law: bool = False  # also give the distribution that the token was drawn from
+    hidden: bool = False  # also give the last hidden state, which the head reads
     history: tuple[tuple[int, ...], int] | None = None
 
 
@@ -93,13 +94,15 @@ class StepPlan(msgspec.Struct, frozen=True, gc=False):
 
 
 class RowResult(msgspec.Struct, frozen=True, gc=False):
-    """What one LogitRow gave. Natural logarithms; `top` is most likely first; law: [vocabulary], sums to 1."""
+    """What one LogitRow gave. Natural logarithms; `top` is most likely first; law: [vocabulary], sums to 1; hidden:
+    [width], the row the head read, after the last norm."""
 
     token: int
     logprob: float | None = None
     rank: int | None = None  # 0: the most likely token
     top: tuple[tuple[int, float], ...] = ()
     law: npt.NDArray[np.float32] | None = None
+    hidden: npt.NDArray[np.float32] | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, gc=False):

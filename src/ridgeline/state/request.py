@@ -83,6 +83,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline_s: float | None = None  # seconds from arrival by which the last token is wanted; never cuts anything short
     ttft_deadline_s: float | None = None  # the same for the first token
     tenant: str = ""  # on whose account, for policies that share between tenants
+    hidden_every: int = 0  # also tell the last hidden state, before every so manyth output token; 0: never
 
     def tokens_most(self, context: int) -> int:
         """Most tokens whose state is ever computed: the last token of the output is chosen but never run."""
@@ -98,6 +99,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_ids(self.stop_ids, vocabulary, "stop_ids")
         if self.max_tokens < 0 or (self.max_tokens == 0 and self.prompt_logprobs is None):
             raise UserError(f"max_tokens is {self.max_tokens}; it must be >= 1 (0 only together with prompt_logprobs).")
+        if not 0 <= self.hidden_every < 1 << 31:
+            raise UserError(f"hidden_every is {self.hidden_every}; it must be at least 0 (0: never).")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
             raise UserError(f"prompt_logprobs is {self.prompt_logprobs}; it must be in [0, {MAX_LOGPROBS}].")
         for name, seconds in (("deadline_s", self.deadline_s), ("ttft_deadline_s", self.ttft_deadline_s)):
