@@ -9,7 +9,7 @@ import pytest
 
 from ridgeline import __version__
 
-VERBS = ("pull", "doctor", "run", "bench", "eval", "explain", "predict")
+VERBS = ("pull", "doctor", "run", "bench", "eval", "explain", "predict", "learn")
 
 
 @pytest.mark.parametrize("verb", VERBS)

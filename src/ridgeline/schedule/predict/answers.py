@@ -1,7 +1,7 @@
-"""Answers: what a model said to many prompts, seen every few tokens: last hidden states, and how much was still to come.
+"""Answers: what a model said to many prompts, seen every few tokens: hidden states, and how much was still to come.
 
-Whole requests belong to one part (train, validation, test), by a hash of their prompts: nothing of a tested answer was
-ever trained on. An answer that was cut short counts with the tokens it has: to drop it would keep only short ones.
+Whole requests belong to one part (train, validation, test), by a hash of their prompts: nothing of a tested answer is
+learned from. An answer that was cut short counts with the tokens it has: to drop it would keep only short ones.
 """
 
 from __future__ import annotations
