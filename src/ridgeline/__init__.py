@@ -14,9 +14,9 @@ from .kit.version import __version__
 
 if TYPE_CHECKING:
     from .llm import LLM, AsyncLLM, Completion, Score
-    from .state.request import Request, Sampling
+    from .state.request import Grammar, Request, Sampling
 
-__all__ = ["LLM", "AsyncLLM", "Completion", "Request", "Sampling", "Score", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "Completion", "Grammar", "Request", "Sampling", "Score", "__version__"]
 
 _HOMES = {
     "LLM": ".llm",
@@ -25,6 +25,7 @@ _HOMES = {
     "Score": ".llm",
     "Sampling": ".state.request",
     "Request": ".state.request",
+    "Grammar": ".state.request",
 }
 
 

@@ -49,7 +49,14 @@ from ridgeline.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 Inbox = queue.SimpleQueue["tuple[_Run, TokenEvent | RidgelineError]"]
-SERVICE = ("priority", "tenant", "deadline_s", "ttft_deadline_s")  # of Request: what policies go by
+SERVICE = (
+    "priority",
+    "tenant",
+    "deadline_s",
+    "ttft_deadline_s",
+    "min_tokens",
+    "salt",
+)  # of Request: what policies go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ class LLM:
         ignore_stop: bool = False, sampling: Sampling | None = None, n: int = 1, account: bool = False, **settings: Any,
     ) -> list[Completion]:  # fmt: skip
         """Complete every prompt (text or token ids); all run together. `settings` are fields of Sampling, and what
-        policies go by: priority, tenant, deadline_s, ttft_deadline_s (of Request).
+        policies go by: priority, tenant, deadline_s, ttft_deadline_s (of Request); also min_tokens and salt.
 
         With n > 1 the answers of a prompt stand next to each other, differing in their random numbers only. account:
         every Completion carries its own.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ from .steps import (
 )
 from .test_experts import FORMATS as EXPERT_FORMATS
 from .test_experts import Stacks, mixture, route
-from .test_sample import Row, sample
+from .test_sample import Row, mask_of, sample
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -255,6 +256,7 @@ def test_attend(isa, teams, storage, window, heads, tokens) -> None:
 
 
 KNOWN = (5, 9, 5, 200, 9, 9)
+ALLOWED = (5, 31, 32, 500, *range(1000, 1100), 2999)
 SAMPLINGS = (
     Sampling(),
     Sampling(logit_bias={3: 4.0, 7: -5.0}),
@@ -277,13 +279,16 @@ def test_sample(isa, teams, sampling) -> None:
         LogitRow(0, position, sampling, choice=position % 3, logprobs=3, history=(KNOWN, 3)) for position in range(20)
     ]
     wanted += [LogitRow(0, position, sampling, target=7 * position, logprobs=20) for position in range(4)]
+    wanted[5:10] = [msgspec.structs.replace(row, mask=mask_of(ALLOWED, 3000)) for row in wanted[5:10]]
     rows = []
     for row in wanted:
         counts = {token: KNOWN[3:].count(token) for token in dict.fromkeys(KNOWN)} if row.history else {}
+        allowed = () if row.mask is None else ALLOWED
         wish = Row(
             sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed, row.choice,
             row.position, row.target, row.logprobs, sampling.repetition_penalty, sampling.presence_penalty,
             sampling.frequency_penalty, tuple(counts.items()), tuple(sampling.logit_bias.items()),
+            allowed,
         )  # fmt: skip
         rows.append(wish)
     answers = sample(teams(2), logits, rows)

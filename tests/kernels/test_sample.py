@@ -36,6 +36,7 @@ class Row:
     frequency: float = 0.0
     history: tuple[tuple[int, int], ...] = ()
     bias: tuple[tuple[int, float], ...] = ()
+    allowed: tuple[int, ...] = ()  # the mask; (): all may be chosen
 
 
 @dataclass
@@ -54,7 +55,7 @@ def sample(team: native.Team, logits: np.ndarray, rows: list[Row]) -> Answers:
     history: list[tuple[int, int]] = []
     bias: list[tuple[int, float]] = []
     for struct, row in zip(structs, rows, strict=True):
-        for name in (f.name for f in dataclasses.fields(Row) if f.name not in ("history", "bias")):
+        for name in (f.name for f in dataclasses.fields(Row) if f.name not in ("history", "bias", "allowed")):
             setattr(struct, name, getattr(row, name))
         struct.history_begin, struct.bias_begin = len(history), len(bias)
         history += row.history
@@ -66,6 +67,7 @@ def sample(team: native.Team, logits: np.ndarray, rows: list[Row]) -> Answers:
     )  # fmt: skip
     for place, struct in enumerate(structs):
         struct.law = place + 1
+        struct.mask = place + 1 if rows[place].allowed else 0
     batch = Batch(0, count)
     batch.struct.sampling = native.ctypes.addressof(structs)
     batch["history_ids"] = np.array([token for token, _ in history] or [0], np.int32)
@@ -75,6 +77,7 @@ def sample(team: native.Team, logits: np.ndarray, rows: list[Row]) -> Answers:
     batch["sampled"], batch["logprob"], batch["rank"] = answers.tokens, answers.logprob, answers.rank
     batch["top_ids"], batch["top_logprobs"] = answers.top_ids, answers.top_logprobs
     batch["laws"] = answers.laws
+    batch["masks"] = np.stack([mask_of(row.allowed, vocabulary) for row in rows])
     arena = Arena()
     source = arena.place(logits)
     scratch = native.scratch_bytes(team.threads, 1, 16, 1, 8, vocabulary)
@@ -82,6 +85,12 @@ def sample(team: native.Team, logits: np.ndarray, rows: list[Row]) -> Answers:
     run(team, [op], arena, batch, scratch_bytes=scratch, kept=(structs,))
     np.testing.assert_array_equal(arena.read(source, count, vocabulary), logits)  # never written
     return answers
+
+
+def mask_of(allowed: tuple[int, ...], vocabulary: int) -> np.ndarray:
+    bits = np.zeros((vocabulary + 31) // 32 * 32, bool)
+    bits[list(allowed)] = True
+    return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
 def adjusted(logits: np.ndarray, row: Row) -> np.ndarray:
@@ -93,6 +102,8 @@ def adjusted(logits: np.ndarray, row: Row) -> np.ndarray:
         logits[token] = value / factor if value > 0 else value * factor
         if times:
             logits[token] -= np.float32(row.presence) + np.float32(row.frequency) * np.float32(times)
+    if row.allowed:
+        logits[np.setdiff1d(np.arange(len(logits)), row.allowed)] = -np.inf
     return logits
 
 
@@ -100,6 +111,7 @@ def candidates(logits: np.ndarray, row: Row) -> tuple[np.ndarray, np.ndarray]:
     """(ids, cumulative shares) of what may be drawn, most likely first."""
     values = (adjusted(logits, row) / np.float32(row.temperature)).astype(np.float32)
     ids = np.argsort(-values, kind="stable")
+    ids = ids[values[ids] > -np.inf]
     if row.top_k:
         ids = ids[: row.top_k]
     mass = np.exp(values[ids].astype(np.float64) - values[ids[0]])
@@ -131,11 +143,12 @@ def test_greedy_takes_the_lowest_id_of_the_largest(isa, teams, vocabulary) -> No
     min_p=st.sampled_from([0.0, 0.0, 0.05, 0.9, 1.0]), spread=st.sampled_from([0.0, 0.01, 3.0, 40.0]),
     repetition=st.sampled_from([1.0, 1.3]), presence=st.sampled_from([0.0, 1.5]),
     frequency=st.sampled_from([0.0, -0.5, 0.7]), penalised=st.integers(0, 5),
+    allowed=st.sampled_from([0, 0, 1, 7, 390]),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
 def test_a_draw_is_the_inverse_of_the_distribution_at_the_keyed_number(
     teams, vocabulary, seed, choice, position, temperature, top_k, top_p, min_p, spread, repetition, presence,
-    frequency, penalised,
+    frequency, penalised, allowed,
 ) -> None:  # fmt: skip
     logits = logits_of(seed % 1000, vocabulary, spread)
     tokens = np.random.default_rng(seed % 77).permutation(vocabulary)[:penalised]
@@ -143,6 +156,7 @@ def test_a_draw_is_the_inverse_of_the_distribution_at_the_keyed_number(
         temperature, top_k, top_p, min_p, seed, choice, position, repetition=repetition, presence=presence,
         frequency=frequency, history=tuple((int(t), i % 3) for i, t in enumerate(tokens)),
         bias=tuple((int(t), 2.0 * i) for i, t in enumerate(tokens[:2])),
+        allowed=tuple(np.random.default_rng(seed % 91).permutation(vocabulary)[:allowed].tolist()),
     )  # fmt: skip
     answers = sample(teams(1), logits, [row])
     token = int(answers.tokens[0])
@@ -160,6 +174,17 @@ def test_a_draw_is_the_inverse_of_the_distribution_at_the_keyed_number(
     # The edges of top_p and min_p may round either way by one token.
     edges = [(0, 0), (1e-6, 0), (-1e-6, 0), (0, 1e-6), (0, -1e-6)]
     assert any(fits(dataclasses.replace(row, top_p=top_p * (1 + p), min_p=min_p * (1 + m))) for p, m in edges)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 33, 64, 49152])
+def test_a_mask_leaves_the_best_of_what_it_allows(isa, teams, vocabulary) -> None:
+    logits = np.concatenate([logits_of(seed, vocabulary) for seed in range(3)])
+    allowed = [(vocabulary - 1,), (0, 3, vocabulary // 2), tuple(range(1, vocabulary))]
+    rows = [Row(allowed=one, logprobs=1) for one in allowed]
+    answers = sample(teams(2), logits, rows)
+    wanted = [max(one, key=lambda token: row[token]) for one, row in zip(allowed, logits, strict=True)]
+    assert answers.tokens.tolist() == wanted
+    np.testing.assert_array_equal(answers.top_ids[:, 0], logits.argmax(1))  # of the raw logits
 
 
 def test_draws_follow_the_distribution(teams) -> None:

@@ -15,6 +15,7 @@ from ridgeline.decode.decoder import Autoregressive, Decoder
 from ridgeline.decode.speculative import Speculative, parse
 from ridgeline.kernels import native
 from ridgeline.kit.clock import Clock, VirtualClock, WallClock
+from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.models.spec import ModelSpec
@@ -28,6 +29,7 @@ from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.ports import SequenceMemory, StepObserver, StepRunner
+from ridgeline.text.grammar import Lexicon, Rules
 
 from .assemble import (
     Described,
@@ -86,7 +88,8 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     facts = msgspec.structs.replace(facts, load_s=time.perf_counter() - started_s)
     parts = Parts(config, main.model.spec, main.program, main.bound, main.bill, facts)
     observer = observer_factory(parts) if observer_factory is not None else Unobserved()
-    scheduler = _scheduler(config, {name: one.memory for name, one in made.items()}, decoder, facts, observer)
+    rules = _rules(described["model"])
+    scheduler = _scheduler(config, {name: one.memory for name, one in made.items()}, decoder, facts, observer, rules)
     runner: StepRunner = main.runner if len(made) == 1 else ProgramsRunner({n: one.runner for n, one in made.items()})
 
     def close() -> None:
@@ -95,7 +98,9 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
         if team is not None:
             team.close()
 
-    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=close, kept=main.runner.kept)
+    return Engine(
+        scheduler, runner, facts=facts, clock=clock, observer=observer, close=close, kept=main.runner.kept, rules=rules
+    )
 
 
 def rehearse(
@@ -149,14 +154,27 @@ def _decoder(config: EngineConfig, programs: dict[str, Program], machine: Callab
     return Speculative(proposer, options, StepCosts(programs, machine, config.activations))
 
 
+def _rules(described: Described) -> Rules:
+    """The vocabulary is read when the first grammar comes."""
+    model = described.model
+
+    def make_lexicon() -> Lexicon:
+        tokenizer = model.tokenizer()
+        if tokenizer is None:
+            raise UserError(f"{model.spec.name} has no tokenizer, so no grammar can be enforced.")
+        return Lexicon.of(tokenizer, model.spec.vocabulary, model.spec.eos)
+
+    return Rules(make_lexicon, model.spec.vocabulary)
+
+
 def _scheduler(
     config: EngineConfig, memories: dict[str, SequenceMemory], decoder: Decoder, facts: EngineFacts,
-    observer: StepObserver,
+    observer: StepObserver, rules: Rules | None = None,
 ) -> Scheduler:  # fmt: skip
     others = {name: memory for name, memory in memories.items() if name != "model"}
     return Scheduler(
         memories["model"], make_policy(config.policy), config.schedule(), context=facts.context,
-        on_finish=observer.on_finish, decoder=decoder, other_memory=others,
+        on_finish=observer.on_finish, decoder=decoder, other_memory=others, rules=rules,
     )  # fmt: skip
 
 

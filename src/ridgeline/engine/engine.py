@@ -18,6 +18,7 @@ from ridgeline.state.ports import KeptState, StepObserver, StepRunner
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Sequence
 from ridgeline.state.transfer import Parcel
+from ridgeline.text.grammar import Rules
 
 
 class Unobserved:
@@ -35,11 +36,12 @@ class Engine:
 
     def __init__(
         self, scheduler: Scheduler, runner: StepRunner, *, facts: EngineFacts, clock: Clock,
-        observer: StepObserver, close: Callable[[], None], kept: KeptState | None = None,
+        observer: StepObserver, close: Callable[[], None], kept: KeptState | None = None, rules: Rules | None = None,
     ) -> None:  # fmt: skip
-        """kept: bytes of kept state, for those who carry it between engines; None: nothing is computed here."""
+        """kept: bytes of kept state, for those who carry it between engines; None: nothing is computed here. rules:
+        those of the scheduler, for whoever compiles grammars ahead."""
         self.scheduler, self.runner, self.facts, self.clock, self.observer = scheduler, runner, facts, clock, observer
-        self.kept, self._close = kept, close
+        self.kept, self.rules, self._close = kept, rules, close
         self.is_stuck = False  # the last plan was empty: only somebody outside can change that
 
     def add(

@@ -32,6 +32,7 @@ from ridgeline.state.messages import (
     Tokens,
 )
 
+from .compiling import Compiling
 from .config import EngineConfig
 from .engine import Engine
 from .frames import Closed, Frames
@@ -68,6 +69,7 @@ def serve(
     frames: Frames[ToEngine] = Frames(connection, ToEngine)
     engine: Engine | None = None
     exchange: Exchange | None = None
+    compiling: Compiling | None = None
     try:
         start = frames.receive()
         if not isinstance(start, Start):
@@ -78,14 +80,19 @@ def serve(
         if make_exchange is not None:
             exchange = make_exchange(engine)
             frames.watch(exchange.number)
+        if engine.rules is not None:
+            compiling = Compiling(engine.rules)
+            frames.watch(compiling.number)
         frames.send(Ready(engine.facts))
-        _run(frames, engine, exchange)
+        _run(frames, engine, exchange, compiling)
         return 0
     except Closed:
         return 0
     except Exception as error:
         return _report(frames, error)
     finally:
+        if compiling is not None:
+            compiling.close()
         if exchange is not None:
             exchange.close()
         if engine is not None:
@@ -93,8 +100,10 @@ def serve(
         frames.close()
 
 
-def _run(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None) -> None:
+def _run(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, compiling: Compiling | None) -> None:
     while True:
+        for added, error in compiling.turn() if compiling is not None else ():
+            _add(frames, engine, exchange, added, error)
         if exchange is not None and (told := exchange.turn()):  # before a wait: the last step may have left something
             frames.send(Tokens(tuple(told)))
             engine.is_stuck = False
@@ -102,7 +111,12 @@ def _run(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None) ->
         while message is not None:
             if isinstance(message, Shutdown):
                 return
-            _take(frames, engine, exchange, message)
+            if isinstance(message, Add) and compiling is not None and compiling.wants(message):
+                compiling.begin(message)
+            elif isinstance(message, Cancel) and compiling is not None and compiling.cancel(message.request):
+                frames.send(Tokens((TokenEvent(message.request, (), engine.clock.now(), finish="cancelled"),)))
+            else:
+                _take(frames, engine, exchange, message)
             message = frames.receive(wait=False)
         if engine.has_work:
             events = engine.step()
@@ -112,15 +126,8 @@ def _run(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None) ->
 
 def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, message: ToEngine) -> None:
     match message:
-        case Add(request, known, to):
-            try:
-                if to and exchange is None:
-                    raise InvariantError(f"request {request.id!r} is to go to {to}, and there is no way to anywhere")
-                engine.add(request, known=known, hands_on=bool(to))
-                if to and exchange is not None:
-                    exchange.send_on(request.id, to)
-            except UserError as error:
-                frames.send(Failed(kind_of(error), str(error), request.id))
+        case Add():
+            _add(frames, engine, exchange, message)
         case Cancel(request_id):
             event = engine.cancel(request_id) or (exchange.cancel(request_id) if exchange is not None else None)
             if event is not None:
@@ -131,6 +138,23 @@ def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, m
             frames.send(engine.pulse())
         case Start() | Shutdown():
             raise InvariantError("an engine starts once and ends once")
+
+
+def _add(
+    frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, message: Add, error: Exception | None = None
+) -> None:
+    """error: why it cannot be added."""
+    request, to = message.request, message.to
+    try:
+        if error is not None:
+            raise error
+        if to and exchange is None:
+            raise InvariantError(f"request {request.id!r} is to go to {to}, and there is no way to anywhere")
+        engine.add(request, known=message.known, hands_on=bool(to))
+        if to and exchange is not None:
+            exchange.send_on(request.id, to)
+    except UserError as refusal:
+        frames.send(Failed(kind_of(refusal), str(refusal), request.id))
 
 
 def _account(engine: Engine, reset: bool) -> object:

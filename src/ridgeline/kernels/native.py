@@ -20,7 +20,7 @@ from ridgeline.kit.errors import InvariantError, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
-ABI_VERSION = 8  # RL_ABI_VERSION
+ABI_VERSION = 9  # RL_ABI_VERSION
 LIBRARY = Path(__file__).with_name("libridgeline.so")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 
@@ -88,7 +88,7 @@ class RlSampling(ctypes.Structure):
         ("temperature", c_float), ("top_p", c_float), ("min_p", c_float), ("top_k", c_int32),
         ("repetition", c_float), ("presence", c_float), ("frequency", c_float),
         ("history_begin", c_int32), ("history_end", c_int32), ("bias_begin", c_int32), ("bias_end", c_int32),
-        ("law", c_int32), ("reserved", c_int32),
+        ("law", c_int32), ("mask", c_int32),
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ class RlBatch(ctypes.Structure):
             "sampled", "logprob", "rank", "top_ids", "top_logprobs", "laws", "line_ns", "line_experts",
         )),
         ("state", c_void_p), ("slot_stride", c_int64), ("state_layer_stride", c_int64), ("state_slots", c_int64),
-        ("state_slot", c_void_p),
+        ("state_slot", c_void_p), ("masks", c_void_p),
     )  # fmt: skip
 
 

@@ -143,7 +143,7 @@ class BlockMemory:
             self._count(self.alone, 0, known)
             return 0
         tree, tokens, limit = self.sharing.tree, tuple(sequence.tokens), shareable(sequence)
-        salt = sequence.request.tenant
+        salt = sequence.request.sharing_salt
         match = tree.match(salt, tokens, limit)
         if self.waits and sequence.parcel is None and match.promised - match.tokens >= WORTH_WAITING:
             self._counts["deferred"] += 1

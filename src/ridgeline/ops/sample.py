@@ -1,6 +1,6 @@
 """sample: choose or score one token per logit row. The one statement of our sampling semantics.
 
-Order: logit_bias, repetition (divide positive logits, multiply negative ones), presence and frequency; then greedy
+Order: logit_bias, repetition (divide positive logits, multiply negative ones), presence, frequency, mask; then greedy
 when temperature == 0 (lowest id wins a tie), else temperature, top_k, top_p, min_p, and inverse-CDF over the kept
 tokens from most to least likely with u = uniform(seed, choice, position). Log-probabilities are of the raw logits.
 """
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ridgeline.kit.cost import Cost
 from ridgeline.state.plan import LogitRow, RowResult
+from ridgeline.state.request import Sampling
 
 from .batch import BatchShape
 from .op import Line, Op
@@ -61,14 +64,22 @@ def choose(logits: Any, row: LogitRow) -> RowResult:  # [vocabulary]
 
 
 def adjust(logits: Any, row: LogitRow) -> Any:
-    """Bias and penalties; history is (all known tokens, prompt length)."""
-    sampling = row.sampling
+    """Bias and penalties, then the mask."""
     logits = logits.clone()
-    for token, bias in sampling.logit_bias.items():
+    for token, bias in row.sampling.logit_bias.items():
         logits[token] += bias
-    if row.history is None:
-        return logits
-    known, prompt = row.history
+    if row.history is not None:
+        penalise(logits, row.sampling, *row.history)
+    if row.mask is not None:
+        import torch  # noqa: PLC0415  heavy and optional
+
+        is_allowed = np.unpackbits(row.mask.view(np.uint8), bitorder="little")[: len(logits)].astype(bool)
+        logits[~torch.from_numpy(is_allowed).to(logits.device)] = -torch.inf
+    return logits
+
+
+def penalise(logits: Any, sampling: Sampling, known: tuple[int, ...], prompt: int) -> None:
+    """known: all tokens, the first `prompt` of them the prompt's."""
     for token in dict.fromkeys(known):
         value = logits[token]
         logits[token] = value / sampling.repetition_penalty if value > 0 else value * sampling.repetition_penalty
@@ -77,7 +88,6 @@ def adjust(logits: Any, row: LogitRow) -> Any:
         counts[token] = counts.get(token, 0) + 1
     for token, count in counts.items():
         logits[token] -= sampling.presence_penalty + sampling.frequency_penalty * count
-    return logits
 
 
 def draw(logits: Any, row: LogitRow) -> tuple[int, Any]:

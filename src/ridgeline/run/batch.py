@@ -17,7 +17,7 @@ from ridgeline.kernels import native
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
-from ridgeline.state.plan import Entry, Ints, LogitRow, RowResult, StepPlan
+from ridgeline.state.plan import Entry, Ints, LogitRow, Mask, RowResult, StepPlan
 from ridgeline.state.request import MAX_LOGPROBS
 
 from .arena import StepLimits
@@ -31,7 +31,7 @@ SAMPLING = np.dtype(
         ("temperature", "f4"), ("top_p", "f4"), ("min_p", "f4"), ("top_k", "i4"),
         ("repetition", "f4"), ("presence", "f4"), ("frequency", "f4"),
         ("history_begin", "i4"), ("history_end", "i4"), ("bias_begin", "i4"), ("bias_end", "i4"),
-        ("law", "i4"), ("reserved", "i4"),
+        ("law", "i4"), ("mask", "i4"),
     ],
     align=True,
 )  # fmt: skip
@@ -55,6 +55,7 @@ class NativeBatch:
             raise AssertionError("SAMPLING and RlSampling differ")
         self._limits, self._groups, self._vocabulary, self._states = limits, groups, vocabulary, states
         self._laws = np.zeros((0, vocabulary), np.float32)  # grows when a row asks for its distribution
+        self._masks = np.zeros((0, (vocabulary + 31) // 32), np.uint32)  # grows when rows come with masks
         self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS if groups else 1
         tokens, rows, sequences = limits.tokens, max(limits.logit_rows, 1), limits.sequences
         self._ids, self._positions, self._sequence_of = _ints(tokens), _ints(tokens), _ints(tokens)
@@ -213,27 +214,39 @@ class NativeBatch:
         keys, positions = self._keys, self._sampling_view
         history: list[tuple[int, int]] = []
         bias: list[tuple[int, float]] = []
-        laws = 0
+        laws = masks = 0
         for index, row in enumerate(rows):
-            law = 0
+            law = mask = 0
             positions[index * SAMPLING_WORDS + POSITION_WORD] = row.position
             if row.law:
                 laws += 1
                 law = laws
+            if row.mask is not None:
+                masks += 1
+                mask = masks
+                self._put_mask(mask, row.mask)
             sampling = row.sampling
             if row.history is None and not sampling.logit_bias:
-                key = (sampling, row.choice, row.target, row.logprobs, law)
+                key = (sampling, row.choice, row.target, row.logprobs, law, mask)
                 if key == keys[index]:
                     continue
                 keys[index] = key
             else:
                 keys[index] = None
-            self._sampling[index] = self._packed(row, history, bias, law)
+            self._sampling[index] = self._packed(row, history, bias, law, mask)
         if laws > len(self._laws):
             self._laws = np.zeros((laws, self._vocabulary), np.float32)
             self.struct.laws = self._laws.ctypes.data
         if history or bias:
             self._point(history, bias)
+
+    def _put_mask(self, number: int, mask: Mask) -> None:
+        """number: from 1, in the order of the rows."""
+        if number > len(self._masks):
+            grown = np.zeros((2 * number, self._masks.shape[1]), np.uint32)
+            grown[: len(self._masks)] = self._masks
+            self._masks, self.struct.masks = grown, grown.ctypes.data
+        self._masks[number - 1] = mask
 
     def results(self, plan: StepPlan) -> tuple[tuple[RowResult, ...], ...]:
         """Every entry's answers, a row each."""
@@ -261,7 +274,7 @@ class NativeBatch:
         return RowResult(token, float(self._logprob[row]), int(self._rank[row]), top, law)
 
     def _packed(
-        self, row: LogitRow, history: list[tuple[int, int]], bias: list[tuple[int, float]], law: int
+        self, row: LogitRow, history: list[tuple[int, int]], bias: list[tuple[int, float]], law: int, mask: int
     ) -> tuple[Any, ...]:
         sampling = row.sampling
         history_begin, bias_begin = len(history), len(bias)
@@ -275,7 +288,7 @@ class NativeBatch:
             sampling.seed, row.choice, row.position, row.target, row.logprobs,
             sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k,
             sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty,
-            history_begin, len(history), bias_begin, len(bias), law, 0,
+            history_begin, len(history), bias_begin, len(bias), law, mask,
         )  # fmt: skip
 
     def _point(self, history: list[tuple[int, int]], bias: list[tuple[int, float]]) -> None:

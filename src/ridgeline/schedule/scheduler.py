@@ -17,11 +17,12 @@ from ridgeline.decode.decoder import MODEL, PLAIN, Ask, Autoregressive, Decoder,
 from ridgeline.kit.errors import CapacityError, InvariantError, UserError
 from ridgeline.state.event import HANDED_ON, Scored, TokenEvent
 from ridgeline.state.plan import BLOCKS, BUDGET, POLICY, Entry, RowResult, SequenceId, StepPlan, StepResult
-from ridgeline.state.ports import SequenceMemory
+from ridgeline.state.ports import SequenceMemory, TokenRules
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Rank, Sequence
 from ridgeline.state.transfer import Parcel, Transfer
 
+from .constrain import constrained
 from .options import ScheduleOptions
 from .policy import Policy
 from .predict.refiner import UNSEEN, Refiner, Seen, Sight
@@ -38,9 +39,10 @@ class Scheduler:
         self, memory: SequenceMemory, policy: Policy, options: ScheduleOptions, *, context: int,
         on_finish: OnFinish | None = None, decoder: Decoder | None = None,
         other_memory: Mapping[str, SequenceMemory] | None = None, refiner: Refiner | None = None,
+        rules: TokenRules | None = None,
     ) -> None:  # fmt: skip
         """memory: of the program "model". other_memory: of every other program the decoder runs. refiner: predicts the
-        lengths of those who run; None: nobody needs that."""
+        lengths of those who run; None: nobody needs that. rules: None: requests that need some are refused."""
         options.check()
         self.memory, self.policy, self.options, self.context = memory, policy, options, context
         self.decoder: Decoder = decoder or Autoregressive()
@@ -50,7 +52,7 @@ class Scheduler:
         self.preemptions = 0
         self.deferrals = 0  # times a sequence waited for another to compute their common beginning
         self.tokens_recomputed = 0  # lost by preemption, all requests together
-        self._on_finish, self._sight = on_finish, Sight(refiner)
+        self._on_finish, self._sight, self._rules = on_finish, Sight(refiner), rules
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
@@ -74,6 +76,8 @@ class Scheduler:
         token and keeps its blocks until let_go."""
         if request.id in self._by_request or request.id in self._parted:
             raise UserError(f"request id {request.id!r} is already in use; give every request its own id.")
+        if request.is_ruled and self._rules is None:
+            raise UserError("this engine enforces no grammar and no min_tokens; leave them out.")
         most = request.tokens_most(self.context)
         if not self.memory.fits_ever(most):
             raise CapacityError(
@@ -149,6 +153,8 @@ class Scheduler:
         self._placed = share(self._asks(), self.options, self._memories, self.context)
         if not self._placed:
             return StepPlan(())
+        if self._rules is not None:
+            self._placed = constrained(self._placed, self._rules)
         transfers: tuple[Transfer, ...] = ()
         for memory in self._memories.values():
             transfers += memory.transfers()
@@ -320,6 +326,8 @@ class Scheduler:
         request, count = sequence.request, len(entry.tokens)
         sequence.tokens_computed += count - entry.tentative
         self.policy.served(sequence, count)
+        if request.is_ruled and self._rules is not None and (broken := self._rules.failure(sequence)):
+            return self._finish(sequence, "error", at_s, error=broken)
         choices = answers if request.prompt_logprobs is None else _take_scores(sequence, entry, answers)
         settled = self.decoder.settle(sequence, placed.ask, entry, choices) if choices else Settled(tree=sequence.tree)
         seen = self._sight.see(sequence, choices[0]) if choices else UNSEEN
@@ -371,7 +379,7 @@ class Scheduler:
 
     def _finish(
         self, sequence: Sequence, reason: str, at_s: float,
-        chosen: tuple[int, ...] = (), scored: tuple[Scored, ...] = (), seen: Seen = UNSEEN,
+        chosen: tuple[int, ...] = (), scored: tuple[Scored, ...] = (), seen: Seen = UNSEEN, error: str | None = None,
     ) -> TokenEvent:  # fmt: skip
         self._release(sequence)
         del self._by_request[sequence.request.id]
@@ -385,7 +393,7 @@ class Scheduler:
         self.policy.finished(sequence, reason)
         if self._on_finish is not None:
             self._on_finish(sequence, reason, at_s)
-        return _event(sequence, at_s, chosen, scored, seen, reason)
+        return _event(sequence, at_s, chosen, scored, seen, reason, error)
 
     def _part(
         self, sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...], seen: Seen
@@ -413,6 +421,8 @@ class Scheduler:
         sequence.computed_elsewhere.clear()
         sequence.tree = PLAIN
         self.decoder.forget(sequence.id)
+        if sequence.request.is_ruled and self._rules is not None:
+            self._rules.forget(sequence.id)
 
     def check(self) -> None:
         """Raise InvariantError unless every block and every sequence is accounted for (promise 2)."""
@@ -459,13 +469,13 @@ def _scored(answer: RowResult) -> Scored:
 
 def _event(
     sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...], seen: Seen,
-    finish: str | None = None,
+    finish: str | None = None, error: str | None = None,
 ) -> TokenEvent:  # fmt: skip
     prompt_scored: tuple[Scored, ...] = ()
     if sequence.scored and sequence.tokens_output == len(chosen):  # its first event
         prompt_scored = tuple(sequence.scored)
     return TokenEvent(
-        sequence.request.id, chosen, at_s, scored, prompt_scored, finish,
+        sequence.request.id, chosen, at_s, scored, prompt_scored, finish, error,
         preemptions=sequence.preemptions, tokens_recomputed=sequence.tokens_recomputed,
         tokens_cached=sequence.tokens_cached,
         tokens_guessed=sequence.tokens_guessed, tokens_accepted=sequence.tokens_accepted,

@@ -16,6 +16,7 @@ from .request import Sampling
 from .transfer import Transfer
 
 Ints = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.uint32]  # [(vocabulary + 31) // 32]: token t may be chosen when bit t % 32 of word t // 32 is set
 SequenceId = int
 
 
@@ -26,6 +27,7 @@ class LogitRow(msgspec.Struct, frozen=True, gc=False):
     position: absolute position of the token being chosen; keys the random numbers.
     target: >= 0 to score this token instead of choosing one (prompt logprobs, perplexity).
     history: (token ids, prompt length) for penalties; None when the sampling needs none.
+    mask: tokens that may be chosen; None: all.
     """
 
     offset: int
@@ -37,6 +39,7 @@ class LogitRow(msgspec.Struct, frozen=True, gc=False):
     law: bool = False  # also give the distribution that the token was drawn from
     hidden: bool = False  # also give the last hidden state, which the head reads
     history: tuple[tuple[int, ...], int] | None = None
+    mask: Mask | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

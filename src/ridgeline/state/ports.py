@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .plan import Ints, StepPlan, StepResult
+from .plan import Ints, Mask, SequenceId, StepPlan, StepResult
 from .sequence import Sequence
 from .transfer import Parcel, Transfer
 
@@ -29,6 +29,23 @@ class StepObserver(Protocol):
     def on_step(self, plan: StepPlan, result: StepResult) -> None: ...
 
     def on_finish(self, sequence: Sequence, reason: str, at_s: float) -> None: ...
+
+
+class TokenRules(Protocol):
+    """Which tokens a sequence may go on with: grammars, and ends that come too early. A rule that cannot be kept ends
+    the sequence; it is never dropped."""
+
+    def mask(self, sequence: Sequence, path: tuple[int, ...] = ()) -> Mask | None:
+        """After its known tokens and `path`; None: all may follow, or nothing can come after such a path."""
+        ...
+
+    def failure(self, sequence: Sequence) -> str:
+        """Why its rules cannot be kept any more; "" as long as they can."""
+        ...
+
+    def forget(self, sequence: SequenceId) -> None:
+        """It has ended here."""
+        ...
 
 
 class BreakEven(Protocol):

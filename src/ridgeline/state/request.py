@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
 from ridgeline.kit.errors import UserError
 
 MAX_LOGPROBS = 20
+MAX_GRAMMAR_BYTES = 1 << 18  # of what is handed over; servers allow their callers less
+
+GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
+
+
+class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer must obey, to its last token; it may still be cut off by max_tokens.
+
+    text: a JSON schema, a regular expression (of the whole answer), a JSON list of texts to choose from, or a grammar
+    in llguidance's Lark. text/grammar.py enforces it.
+    """
+
+    kind: GrammarKind
+    text: str
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +44,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logit_bias: dict[int, float] = {}
     seed: int = 0
     logprobs: int | None = None  # also return this many most likely tokens (0: only the chosen one)
+    grammar: Grammar | None = None
 
     def check(self, vocabulary: int) -> None:
         """Raise UserError for values outside their range."""
@@ -56,6 +72,8 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UserError(f"logit_bias names token {token}; this model's ids are 0 to {vocabulary - 1}.")
             if not -100.0 <= bias <= 100.0:
                 raise UserError(f"logit_bias of token {token} is {bias}; it must be in [-100, 100].")
+        if self.grammar is not None and len(self.grammar.text) > MAX_GRAMMAR_BYTES:
+            raise UserError(f"the grammar has {len(self.grammar.text)} characters; the limit is {MAX_GRAMMAR_BYTES}.")
 
     @property
     def is_greedy(self) -> bool:
@@ -84,6 +102,17 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttft_deadline_s: float | None = None  # the same for the first token
     tenant: str = ""  # on whose account, for policies that share between tenants
     hidden_every: int = 0  # also tell the last hidden state, before every so manyth output token; 0: never
+    min_tokens: int = 0  # so many are made before one of stop_ids may be
+    salt: str | None = None  # requests share computed beginnings when their salts are equal; None: the tenant's
+
+    @property
+    def is_ruled(self) -> bool:
+        """Whether not every token may be chosen everywhere."""
+        return self.sampling.grammar is not None or self.min_tokens > 0
+
+    @property
+    def sharing_salt(self) -> str:
+        return self.tenant if self.salt is None else self.salt
 
     def tokens_most(self, context: int) -> int:
         """Most tokens whose state is ever computed: the last token of the output is chosen but never run."""
@@ -101,6 +130,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"max_tokens is {self.max_tokens}; it must be >= 1 (0 only together with prompt_logprobs).")
         if not 0 <= self.hidden_every < 1 << 31:
             raise UserError(f"hidden_every is {self.hidden_every}; it must be at least 0 (0: never).")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise UserError(f"min_tokens is {self.min_tokens}; it must be from 0 to max_tokens, {self.max_tokens}.")
+        if self.sampling.grammar is not None and (self.ignore_stop or not self.stop_ids):
+            raise UserError("an answer with a grammar ends when the grammar does; ignore_stop is against it.")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
             raise UserError(f"prompt_logprobs is {self.prompt_logprobs}; it must be in [0, {MAX_LOGPROBS}].")
         for name, seconds in (("deadline_s", self.deadline_s), ("ttft_deadline_s", self.ttft_deadline_s)):

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 8
+#define RL_ABI_VERSION 9
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -116,7 +116,7 @@ typedef struct {
   int32_t history_begin, history_end;  // into history_ids / history_counts: distinct tokens seen
   int32_t bias_begin, bias_end;        // into bias_ids / bias_values
   int32_t law;                         // k > 0: also write what the token was drawn from to laws[k - 1]; 0: not wanted
-  int32_t reserved;
+  int32_t mask;                        // k > 0: only tokens whose bit is set in masks[k - 1] may be chosen; 0: all may
 } RlSampling;
 
 typedef struct {
@@ -150,6 +150,7 @@ typedef struct {
   uint8_t* state;
   int64_t slot_stride, state_layer_stride, state_slots;
   const int32_t* state_slot;    // [sequences], each its own
+  const uint32_t* masks;        // [masks][(vocabulary + 31) / 32], token t at bit t % 32; may be NULL when none is wanted
 } RlBatch;
 
 typedef struct RlTeam RlTeam;

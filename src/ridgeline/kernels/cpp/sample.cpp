@@ -121,8 +121,21 @@ float log_sum(const float* x, int64_t count, float top) {
   return top + logf(static_cast<float>(total));
 }
 
+// What the mask does not allow becomes minus infinity. Whole words first: grammars allow few tokens, or nearly all.
+void forbid(const uint32_t* mask, int64_t count, float* out) {
+  const float never = -__builtin_inff();
+  for (int64_t word = 0; word * 32 < count; word++) {
+    const uint32_t bits = mask[word];
+    if (bits == ~0u) continue;
+    float* x = out + word * 32;
+    const int64_t here = count - word * 32 < 32 ? count - word * 32 : 32;
+    for (int64_t i = 0; i < here; i++) x[i] = bits >> i & 1 ? x[i] : never;
+  }
+}
+
 const float* adjust(const RlBatch& batch, const RlSampling& sampling, const float* logits, int64_t count, float* out) {
-  if (sampling.bias_begin >= sampling.bias_end && sampling.history_begin >= sampling.history_end) return logits;
+  const bool has_changes = sampling.bias_begin < sampling.bias_end || sampling.history_begin < sampling.history_end;
+  if (!has_changes && sampling.mask == 0) return logits;
   memcpy(out, logits, count * 4);
   for (int i = sampling.bias_begin; i < sampling.bias_end; i++) out[batch.bias_ids[i]] += batch.bias_values[i];
   for (int i = sampling.history_begin; i < sampling.history_end; i++) {
@@ -131,6 +144,7 @@ const float* adjust(const RlBatch& batch, const RlSampling& sampling, const floa
     const int times = batch.history_counts[i];
     if (times > 0) x -= sampling.presence + sampling.frequency * static_cast<float>(times);
   }
+  if (sampling.mask > 0) forbid(batch.masks + (sampling.mask - 1) * ((count + 31) / 32), count, out);
   return out;
 }
 
