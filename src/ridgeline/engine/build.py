@@ -25,6 +25,7 @@ from ridgeline.run.cost_runner import CostRunner, assumed_rate
 from ridgeline.run.costs import StepCosts
 from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.run.programs import ProgramsRunner
+from ridgeline.schedule.pace import Pace
 from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.messages import EngineFacts
@@ -43,6 +44,7 @@ from .assemble import (
 from .bill import MemoryBill, memory_left
 from .config import EngineConfig
 from .engine import Engine, Unobserved
+from .place import make_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     observer = observer_factory(parts) if observer_factory is not None else Unobserved()
     rules = _rules(described["model"])
     scheduler = _scheduler(config, {name: one.memory for name, one in made.items()}, decoder, facts, observer, rules)
+    scheduler.pace = _pace(config, main.program, lambda: load_or_measure(threads))
     runner: StepRunner = main.runner if len(made) == 1 else ProgramsRunner({n: one.runner for n, one in made.items()})
 
     def close() -> None:
@@ -130,6 +133,7 @@ def rehearse(
     }
     runner = runners["model"] if len(runners) == 1 else ProgramsRunner(runners)
     scheduler = _scheduler(config, memories, decoder, facts, observer)
+    scheduler.pace = _pace(config, programs["model"], lambda: machine)
     return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None)
 
 
@@ -165,6 +169,13 @@ def _rules(described: Described) -> Rules:
         return Lexicon.of(tokenizer, model.spec.vocabulary, model.spec.eos)
 
     return Rules(make_lexicon, model.spec.vocabulary)
+
+
+def _pace(config: EngineConfig, program: Program, machine: Callable[[], Machine]) -> Pace | None:
+    gap_s = make_place(config.place).tbt
+    return (
+        Pace(StepCosts({"model": program}, machine, config.activations), gap_s, config.step_tokens) if gap_s else None
+    )
 
 
 def _scheduler(

@@ -16,6 +16,7 @@ from ridgeline.kit.errors import UserError
 LINKS = ("shm", "tcp")
 ROUTES = ("least", "round")
 MOST_ENGINES, MOST_RESTARTS = 64, 100
+LEAST_SECONDS, MOST_SECONDS = 1e-4, 1e3
 LEAST_RATE = 1000.0  # bytes a second: a block would travel for minutes
 
 
@@ -31,6 +32,9 @@ class Place(msgspec.Struct, frozen=True):
     buffer: Annotated[int, "bytes of kept state that may wait at an engine that goes on"] = 256 << 20
     route: Annotated[str, "who gets a request: least (the least loaded) or round (in turn)"] = "least"
     restarts: Annotated[int, "times an engine that dies is started again"] = 3
+    tbt: Annotated[float, "seconds from token to token of an answer that steps are cut to, by the estimate; 0: not"] = (
+        0.0
+    )
 
     @property
     def is_apart(self) -> bool:
@@ -39,7 +43,7 @@ class Place(msgspec.Struct, frozen=True):
 
 PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which of its fields are options
     "serial": (Place("serial", mixes=False), ()),
-    "chunked": (Place("chunked"), ()),
+    "chunked": (Place("chunked"), ("tbt",)),
     "disaggregated": (
         Place("disaggregated", engines=(1, 1)),
         ("engines", "threads", "link", "rate", "buffer", "route", "restarts"),
@@ -69,6 +73,8 @@ def _read(key: str, text: str) -> object:
             if text not in known:
                 raise UserError(f"{key} is {text!r}; known: {', '.join(known)}.")
             return text
+        case "tbt":
+            return _seconds(key, text)
         case "rate" | "buffer":
             size = _size(key, text)
             if key == "rate" and 0 < size < LEAST_RATE:
@@ -77,6 +83,18 @@ def _read(key: str, text: str) -> object:
     if not text.isascii() or not text.isdigit() or int(text) > MOST_RESTARTS:
         raise UserError(f"{key} is {text!r}; it must be a whole number from 0 to {MOST_RESTARTS}.")
     return int(text)
+
+
+def _seconds(key: str, text: str) -> float:
+    """ "50ms" -> 0.05."""
+    number, scale = (text[:-2], 1e-3) if text.endswith("ms") else (text[:-1], 1.0)
+    try:
+        seconds = float(number) * scale if text.endswith("s") else -1.0
+    except ValueError:
+        seconds = -1.0
+    if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+        raise UserError(f"{key} is {text!r}; write a time from 0.1ms to 1000s, as {key}=50ms.")
+    return seconds
 
 
 def _size(key: str, text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
+from typing import Any
 
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.program import Program
@@ -27,7 +28,11 @@ class StepCosts:
 
     def seconds(self, program: str, entries: Many[tuple[int, int]], rows: int) -> float:
         """entries: (context before, tokens); rows: logit rows."""
+        return float(self.curve(program, entries, rows))
+
+    def curve(self, program: str, entries: Many[tuple[Any, Any]], rows: int) -> Any:
+        """As seconds, of many steps at once where an entry's numbers are arrays."""
         if program not in self._estimators:
             self._estimators[program] = Estimator(self._programs[program], self._machine(), self._activations)
         reaches = self._programs[program].reaches
-        return float(self._estimators[program].step_seconds(BatchShape.of(entries, rows, reaches)))
+        return self._estimators[program].step_seconds(BatchShape.of(entries, rows, reaches))

@@ -24,6 +24,7 @@ from ridgeline.state.transfer import Parcel, Transfer
 
 from .constrain import constrained
 from .options import ScheduleOptions
+from .pace import Pace
 from .policy import Policy
 from .predict.refiner import UNSEEN, Refiner, Seen, Sight
 from .share import Placed, share, want
@@ -46,6 +47,7 @@ class Scheduler:
         options.check()
         self.memory, self.policy, self.options, self.context = memory, policy, options, context
         self.decoder: Decoder = decoder or Autoregressive()
+        self.pace: Pace | None = None  # how many of step_tokens a step may have; set between steps
         self._memories: dict[str, SequenceMemory] = {**(other_memory or {}), MODEL: memory}
         if missing := set(self.decoder.programs) - set(self._memories):
             raise InvariantError(f"no memory for the program {', '.join(sorted(missing))}")
@@ -150,7 +152,9 @@ class Scheduler:
                 held.append((self._waiting[0].id, BLOCKS))
             else:
                 self._admit(now, held)
-        self._placed = share(self._asks(), self.options, self._memories, self.context)
+        asks = self._asks()
+        tokens = self.options.step_tokens if self.pace is None else self.pace.budget(asks, now)
+        self._placed = share(asks, self.options, self._memories, self.context, tokens)
         if not self._placed:
             return StepPlan(())
         if self._rules is not None:
@@ -298,6 +302,8 @@ class Scheduler:
         if len(result.rows) != len(plan.entries):
             raise InvariantError(f"{len(plan.entries)} entries were planned and {len(result.rows)} answered")
         self._in_flight = None
+        if self.pace is not None:
+            self.pace.took(result.ended_s)
         events = []
         for placed, answers in zip(self._placed, result.rows, strict=True):
             if placed.sequence.id in self._cancelled:

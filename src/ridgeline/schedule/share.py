@@ -36,10 +36,13 @@ class _Budget(msgspec.Struct, gc=False):
 
 
 def share(
-    asks: Many[tuple[Sequence, Ask]], options: ScheduleOptions, memories: Mapping[str, SequenceMemory], context: int
-) -> list[Placed]:
-    """Entries in the order of `asks` (the policy's order), one an ask. Each program has the whole budget of a step."""
+    asks: Many[tuple[Sequence, Ask]], options: ScheduleOptions, memories: Mapping[str, SequenceMemory], context: int,
+    tokens: int,
+) -> list[Placed]:  # fmt: skip
+    """Entries in the order of `asks` (the policy's order), one an ask. Each program has a budget of its own; tokens:
+    the model's in this step."""
     budgets = {program: _Budget(options.step_tokens, options.step_logit_rows) for program in memories}
+    budgets[MODEL].tokens = tokens
     for _, ask in asks:
         budget = budgets[ask.program]
         budget.tokens -= 1
