@@ -43,6 +43,10 @@ class Policy(Protocol):
         """Whether `running` may be evicted only to let `newcomer` run. Must not go round in a circle."""
         return False
 
+    def passes(self, newcomer: Sequence, running: Sequence) -> bool:
+        """Whether the newcomer may start though `running` could use all of a step."""
+        return self.outranks(newcomer, running)
+
     def victim(self, candidates: Many[Sequence]) -> Sequence:
         """Whose blocks are taken back. Candidates in rank order, never empty, never the sequence served first."""
         return least_lost(candidates)
@@ -68,6 +72,7 @@ POLICIES: Registry[type[Policy]] = Registry(
         "deadline": ".deadline:DeadlinePolicy",
         "shortest": ".shortest:ShortestPolicy",
         "fair": ".fair:FairPolicy",
+        "remaining": ".remaining:RemainingPolicy",
     },
 )
 

@@ -28,13 +28,14 @@ from .pace import Pace
 from .policy import Policy
 from .predict.refiner import UNSEEN, Refiner, Seen, Sight
 from .share import Placed, share, want
+from .streams import ALL, Stream
 
 OnFinish = Callable[[Sequence, str, float], None]
 
 
 class Scheduler:
-    """waiting and running are kept in the policy's order, as of its last review. plan and commit alternate; add and
-    cancel come any time."""
+    """waiting and running are kept in the policy's order, as of its last review. plan and commit of a stream alternate;
+    add and cancel come any time."""
 
     def __init__(
         self, memory: SequenceMemory, policy: Policy, options: ScheduleOptions, *, context: int,
@@ -59,10 +60,11 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
         self._parted: dict[str, Sequence] = {}  # others go on with them, and still read the blocks they have here
-        self._in_flight: StepPlan | None = None
-        self._placed: list[Placed] = []
+        self._in_flight: dict[str, tuple[StepPlan, list[Placed]]] = {}  # by stream
+        self._busy: set[SequenceId] = set()  # a step computes them: nobody touches what they hold
         self._cancelled: dict[SequenceId, Sequence] = {}  # while a step computes them
         self._released: list[SequenceId] = []
+        self._barred: set[SequenceId] = set()  # lost their blocks in this plan, so it does not let them in again
         self._slots_done = 0  # finished sequences of a static batch that still runs
         self._next_id = 0
 
@@ -101,7 +103,7 @@ class Scheduler:
         sequence = self._by_request.get(request_id)
         if sequence is None:
             return None
-        if self._in_flight is not None and sequence in self._running:
+        if sequence.id in self._busy:
             self._cancelled[sequence.id] = sequence
             return None
         return self._finish(sequence, "cancelled", now)
@@ -139,32 +141,34 @@ class Scheduler:
 
     # -- plan
 
-    def plan(self, now: float) -> StepPlan:
-        """What the next step computes; empty when there is nothing to do."""
-        if self._in_flight is not None:
+    def plan(self, now: float, stream: Stream = ALL) -> StepPlan:
+        """What the next step of a stream computes; empty when there is nothing to do."""
+        if stream.name in self._in_flight:
             raise InvariantError("plan was called before the last plan was committed")
+        self._barred.clear()
         if not self.policy.is_static and self.policy.review(self._waiting, self._running, now):
             self._sort()
-        evicted = self._hold_known()
+        evicted, short = self._hold_known()
         held: list[tuple[SequenceId, str]] = []
         if self._waiting:
-            if evicted:
+            if evicted or short:
                 held.append((self._waiting[0].id, BLOCKS))
             else:
                 self._admit(now, held)
-        asks = self._asks()
+        asks = self._asks(stream, short)
         tokens = self.options.step_tokens if self.pace is None else self.pace.budget(asks, now)
-        self._placed = share(asks, self.options, self._memories, self.context, tokens)
-        if not self._placed:
+        placed = share(asks, self.options, self._memories, self.context, tokens)
+        if not placed:
             return StepPlan(())
         if self._rules is not None:
-            self._placed = constrained(self._placed, self._rules)
+            placed = constrained(placed, self._rules)
         transfers: tuple[Transfer, ...] = ()
         for memory in self._memories.values():
             transfers += memory.transfers()
-        plan = StepPlan(tuple([one.entry for one in self._placed]), tuple(self._released), transfers, tuple(held))
+        plan = StepPlan(tuple([one.entry for one in placed]), tuple(self._released), transfers, tuple(held))
         self._released.clear()
-        self._in_flight = plan
+        self._in_flight[stream.name] = (plan, placed)
+        self._busy.update([one.sequence.id for one in placed])
         return plan
 
     def _sort(self) -> None:
@@ -174,22 +178,29 @@ class Scheduler:
                 sequence.rank = self.policy.rank(sequence)
             queue.sort(key=_rank)
 
-    def _hold_known(self) -> bool:
-        """Blocks for every token the running sequences know, in order; True when somebody had to give theirs up."""
+    def _hold_known(self) -> tuple[bool, set[SequenceId]]:
+        """Blocks for every token the running sequences know, in order; whether somebody had to give theirs up, and who
+        has too few and waits, because a step computes all who might."""
         evicted = False
+        short: set[SequenceId] = set()
         index, running = 0, self._running
         while index < len(running):
             sequence = running[index]
             computed = sequence.tokens_computed
-            if self.memory.reserve(sequence, computed, len(sequence.tokens) - computed):
+            if sequence.id in self._busy or self.memory.reserve(sequence, computed, len(sequence.tokens) - computed):
                 index += 1
                 continue
-            candidates = running[max(index, 1) :]  # never the one served first: it always finishes
+            candidates = [one for one in running[max(index, 1) :] if one.id not in self._busy]
+            # never the one served first: it always finishes
+            if not candidates and self._busy:
+                short.add(sequence.id)
+                index += 1
+                continue
             if not candidates and not self._parted:
                 raise InvariantError(f"request {sequence.request.id!r} has the pool to itself and does not fit")
             self._preempt(self.policy.victim(candidates) if candidates else sequence)
             evicted = True
-        return evicted
+        return evicted, short
 
     def _admit(self, now: float, held: list[tuple[SequenceId, str]]) -> None:
         """From waiting to running, in order, nobody skipped, while slots, tokens and blocks last. held: who was tried
@@ -201,11 +212,10 @@ class Scheduler:
         place = 0
         while place < len(self._waiting):
             sequence = self._waiting[place]
-            weaker = [other for other in self._running if self.policy.outranks(sequence, other)]
             spare = self.options.step_tokens - sum(
-                want(one, self.options) for one in self._running if one not in weaker
+                want(one, self.options) for one in self._running if not self.policy.passes(sequence, one)
             )
-            if (spare <= 0 and not is_static) or sequence.id in self._released:
+            if (spare <= 0 and not is_static) or sequence.id in self._barred:
                 held.append((sequence.id, BUDGET if spare <= 0 else BLOCKS))
                 return
             kept_out = self._enter(sequence, now)
@@ -214,11 +224,15 @@ class Scheduler:
             if kept_out == POLICY:
                 held.append((sequence.id, POLICY))
                 place += 1
-            elif not weaker:
+            elif not (weaker := self._weaker(sequence)):
                 held.append((sequence.id, kept_out))
                 return
             else:
                 self._preempt(self.policy.victim(weaker))
+
+    def _weaker(self, newcomer: Sequence) -> list[Sequence]:
+        """Who may be evicted for it."""
+        return [one for one in self._running if one.id not in self._busy and self.policy.outranks(newcomer, one)]
 
     def _enter(self, sequence: Sequence, now: float) -> str | None:
         """Start running one of the waiting. Else what kept it out (and no change): no slot, no blocks, or POLICY when
@@ -248,10 +262,12 @@ class Scheduler:
             sequence.first_scheduled_s = now
         return None
 
-    def _asks(self) -> list[tuple[Sequence, Ask]]:
+    def _asks(self, stream: Stream, short: set[SequenceId]) -> list[tuple[Sequence, Ask]]:
         """What the decoder wants of this step and there is room for, in the policy's order."""
         wanted: list[tuple[Sequence, Ask]] = []
         running = self._running
+        if stream is not ALL:
+            running = [one for one in running if stream.takes(one) and one.id not in short]
         if not self.options.mixes:
             running = [one for one in running if one.tokens_to_compute > 1] or running
         for sequence, asks in zip(running, self.decoder.ask(running), strict=True):
@@ -285,6 +301,7 @@ class Scheduler:
         # computed  |--------------------|        ->    computed  |                             blocks given back
         self._release(sequence)
         self._released.append(sequence.id)
+        self._barred.add(sequence.id)
         self._running.remove(sequence)
         sequence.preemptions += 1
         sequence.tokens_recomputed += sequence.tokens_computed
@@ -297,15 +314,17 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Take the step's results over into the sequences; returns what there is to tell."""
-        if plan is not self._in_flight:
+        name = next((name for name, (flying, _) in self._in_flight.items() if flying is plan), None)
+        if name is None:
             raise InvariantError("commit of a plan that is not the one in flight")
         if len(result.rows) != len(plan.entries):
             raise InvariantError(f"{len(plan.entries)} entries were planned and {len(result.rows)} answered")
-        self._in_flight = None
+        _, all_placed = self._in_flight.pop(name)
+        self._busy.difference_update([one.sequence.id for one in all_placed])
         if self.pace is not None:
             self.pace.took(result.ended_s)
         events = []
-        for placed, answers in zip(self._placed, result.rows, strict=True):
+        for placed, answers in zip(all_placed, result.rows, strict=True):
             if placed.sequence.id in self._cancelled:
                 continue
             if placed.ask.program != MODEL:
@@ -313,8 +332,8 @@ class Scheduler:
             elif (event := self._advance(placed, answers, result.ended_s)) is not None:
                 events.append(event)
         if self._cancelled:
-            cancelled, self._cancelled = self._cancelled, {}
-            events += [self._finish(cancelled[name], "cancelled", result.ended_s) for name in sorted(cancelled)]
+            ended = sorted(self._cancelled.keys() - self._busy)
+            events += [self._finish(self._cancelled.pop(one), "cancelled", result.ended_s) for one in ended]
         return events
 
     def _follow(self, placed: Placed, answers: tuple[RowResult, ...]) -> None:
