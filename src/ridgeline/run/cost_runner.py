@@ -48,11 +48,15 @@ class CostRunner:
 
     def submit(self, plan: StepPlan) -> StepResult:
         started = self._clock.now()
-        moving_s = sum(self._moving_s(transfer) for transfer in plan.transfers)
+        moving_s = self.moving_s(plan)
         step_s = float(self._estimator.step_seconds(batch_shape(plan, self._reaches))) if plan.entries else 0.0
         self._clock.advance(moving_s + step_s)
-        rows = tuple(self._answer(entry) for entry in plan.entries)
+        rows = tuple(self.answer(entry) for entry in plan.entries)
         return StepResult(rows, started, self._clock.now(), transfer_ns=int(moving_s * 1e9))
+
+    def moving_s(self, plan: StepPlan) -> float:
+        """Seconds that the plan's transfers take."""
+        return sum(self._moving_s(transfer) for transfer in plan.transfers)
 
     def _moving_s(self, transfer: Transfer) -> float:
         """Bytes over the rate of whatever they come from or go to."""
@@ -77,7 +81,7 @@ class CostRunner:
             return 0.0
         return groups[transfer.group].bytes_per_token * tokens / assumed_rate(machine, tier)
 
-    def _answer(self, entry: Entry) -> tuple[RowResult, ...]:
+    def answer(self, entry: Entry) -> tuple[RowResult, ...]:
         """Scored tokens as given. A guess holds or not by a draw keyed like those of sampling, so runs repeat."""
         answers = []
         for row in entry.rows:

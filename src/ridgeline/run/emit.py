@@ -96,10 +96,10 @@ class PackedWeights:
 
 
 class Emitter:
-    """Translates runs of lines; one per runner."""
+    """Translates runs of lines; one per runner. weights: packed already, by another one; None: packed here."""
 
-    def __init__(self, bound: Bound, arena: Arena) -> None:
-        self.weights = PackedWeights()
+    def __init__(self, bound: Bound, arena: Arena, weights: PackedWeights | None = None) -> None:
+        self.weights = weights or PackedWeights()
         self.kept: list[Any] = []
         program, bodies, self._activations = bound.program, bound.bodies, bound.activations
         self._program, self._arena = program, arena

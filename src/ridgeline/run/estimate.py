@@ -97,6 +97,21 @@ class Estimator:
         """One step: lines, plus the host's share between two native calls."""
         return sum(self.by_part(batch).values()) + self.machine.host_s
 
+    def demands(self, batch: BatchShape) -> tuple[Any, Any, Any]:
+        """[lines] seconds of one step by what takes them, all layers together: arithmetic at its attainable peak, bytes
+        at the attainable bandwidth (the two overlap), and what both leave unexplained of line_seconds."""
+        found = []
+        for line, count in self._sorts:
+            cost = line.cost(batch)
+            kind = self._kinds[line.index]
+            total = float(self.line_seconds(line, cost, batch))
+            peak = self.machine.attainable(line.op.kind, kind) * self._typical(line, kind)
+            arithmetic = min(total, float(cost.flops) / peak)
+            reading = min(total, float(cost.weight_bytes + cost.kv_bytes) / self._bandwidth)
+            found.append((count * arithmetic, count * reading, count * (total - max(arithmetic, reading))))
+        columns = np.array(found, float).reshape(-1, 3)
+        return columns[:, 0], columns[:, 1], columns[:, 2]
+
     def _product_seconds(self, line: Line, cost: Cost, batch: BatchShape) -> Any:
         """By weight: a line's matrices may be stored differently. Experts: rows shared evenly by those that run."""
         rows, share = line.output.count(batch), np.asarray(1.0)

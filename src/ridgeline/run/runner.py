@@ -43,15 +43,18 @@ class Runner:
     def __init__(
         self, bound: Bound, pools: tuple[KvPool, ...], *, limits: StepLimits, threads: int, clock: Clock,
         device: str = "cpu", team: native.Team | None = None, states: RecurrentPool | None = None,
+        beside: Runner | None = None,
     ) -> None:  # fmt: skip
         """pools: one for every KvGroup of the program, in their order. team: threads to use, which stay their owner's
-        to close; None: an own team. states: recurrent state, if the program keeps some."""
+        to close; None: an own team. states: recurrent state, if the program keeps some. beside: a runner of the same
+        program whose weights this one reads too; both may be in a step at a time, of different sequences."""
         if device != "cpu" and any(body == "cpp" for body in bound.bodies):
             raise InvariantError(f"native bodies cannot run on {device}")
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
         self.states = states
         self.native_calls = 0
-        self.kept = self._mover = Mover(pools, states)
+        self._mover: Mover = Mover(pools, states) if beside is None else beside.kept
+        self.kept: Mover = self._mover
         self._clock, self._device = clock, device
         program, bodies = bound.program, bound.bodies
         plan = plan_arena(program, bodies, limits, quantised_values(program, bodies))
@@ -59,7 +62,7 @@ class Runner:
         self._line_ns = np.zeros(len(program.lines), np.int64)
         self._tensors = TensorCache(device)
         self._values: dict[int, Any] = {}
-        self._emitter = Emitter(bound, plan)
+        self._emitter: Emitter = Emitter(bound, plan, beside._emitter.weights if beside is not None else None)
         self._segments: list[tuple[int, int, Any]] = []  # lines [a, b) and their tape, None: reference
         for body, lines in groupby(program.lines, key=lambda line: bodies[line.index]):
             span = [line.index for line in lines]
@@ -127,6 +130,22 @@ class Runner:
         self._mover.close()
         if "cpp" in self.bound.bodies and self._is_team_own:
             self._team.close()
+
+    # -- several runners on one pool
+
+    def use(self, team: native.Team) -> None:
+        """For the next steps; at most `threads` threads. It stays its owner's to close."""
+        if team.threads > self.threads:
+            raise InvariantError(f"a team of {team.threads} for a runner built for {self.threads} threads")
+        if self._is_team_own:
+            self._team.close()
+        self._team, self._is_team_own = team, False
+
+    def move(self, plan: StepPlan) -> tuple[StepPlan, int]:
+        """Carry the plan's transfers out now; the plan without them, and the nanoseconds it took."""
+        if not plan.transfers:
+            return plan, 0
+        return StepPlan(plan.entries, plan.released, (), plan.held), self._mover.run(plan.transfers)
 
     # -- facts
 

@@ -110,7 +110,8 @@ class RowResult(msgspec.Struct, frozen=True, gc=False):
 
 class StepResult(msgspec.Struct, frozen=True, gc=False):
     """rows[i][j] answers plan.entries[i].rows[j]. line_ns: of the program "model"; `others`: of the other programs
-    that had entries; transfer_ns: spent moving kept state before the entries ran; native_ns: inside native calls."""
+    that had entries; transfer_ns: spent moving kept state before the entries ran; native_ns: inside native calls.
+    share: of the machine that the step had; steps that overlap in time have shares that sum to 1 at most."""
 
     rows: tuple[tuple[RowResult, ...], ...]
     started_s: float
@@ -121,3 +122,4 @@ class StepResult(msgspec.Struct, frozen=True, gc=False):
     transfer_ns: int = 0
     experts: float | None = None  # distinct experts that ran in a layer, on average; None: not counted
     native_ns: int = 0
+    share: float = 1.0
