@@ -50,7 +50,9 @@ class StepTable(msgspec.Struct, frozen=True):
     """What an Account saw; travels between processes. Columns are packed little numbers, not text.
 
     shapes: int64 [rows][len(COLUMNS) + 2 per reach], one row per step and phase present in it (a BatchShape).
-    times: float64 [steps][2], started and ended on the engine's clock.
+    times: float64 [steps][2], started and ended on the engine's clock, in the order in which they ended.
+    shares: float64 [steps], of the machine that each step had; empty: all of it. Else times may overlap, and every
+    other second here is one of the whole machine: a step's time is its share of the time it ran.
     line_ns: int64 [2^phases][lines], nanoseconds by Program line, summed over steps with the same set of phases.
     host_s: between steps while a request was waiting or running; idle_s: nobody had asked for anything.
     others: work of programs besides the model, by name; it lies inside the steps' times.
@@ -78,6 +80,7 @@ class StepTable(msgspec.Struct, frozen=True):
     memory: dict[str, Any] = {}  # what the memory reports, since the engine's start
     timeline: Timeline | None = None  # who did what in which step
     account_ns: int = 0  # noting, and summing up between steps; what reading costs is the reader's
+    shares: bytes = b""
     process: ProcessCounters | None = None  # what the system did to the engine's process meanwhile
 
     def expert_counts(self) -> npt.NDArray[np.float64] | None:
@@ -90,6 +93,15 @@ class StepTable(msgspec.Struct, frozen=True):
 
     def step_times(self) -> npt.NDArray[np.float64]:
         return np.frombuffer(self.times, np.float64).reshape(-1, 2)
+
+    def step_shares(self) -> npt.NDArray[np.float64]:
+        """[steps]"""
+        return np.frombuffer(self.shares, np.float64) if self.shares else np.ones(len(self.step_times()))
+
+    def step_seconds(self) -> npt.NDArray[np.float64]:
+        """[steps] seconds of the whole machine."""
+        times = self.step_times()
+        return np.asarray((times[:, 1] - times[:, 0]) * self.step_shares(), np.float64)
 
     def lines(self) -> npt.NDArray[np.int64]:
         return np.frombuffer(self.line_ns, np.int64).reshape(2 ** len(PHASES), -1)
@@ -110,6 +122,7 @@ class Account:
         self._keeper.reset(self._last_end or 0.0)
         self._shapes = array("q")
         self._times = array("d")
+        self._shares = array("d")
         self._experts = array("d")
         self._line_ns: npt.NDArray[np.int64] | None = None
         self._phases = Phases()
@@ -135,7 +148,7 @@ class Account:
         began_ns = time.perf_counter_ns()
         self._notes.append((
             plan.entries, result.started_s, result.ended_s, result.line_ns, result.native_calls, result.native_ns,
-            result.transfer_ns, result.experts, result.others, plan.released, plan.held,
+            result.transfer_ns, result.experts, result.others, result.share, plan.released, plan.held,
             _restored(plan) if plan.transfers else (),
         ))  # fmt: skip
         self._noted += 1 + len(plan.entries)
@@ -156,7 +169,12 @@ class Account:
     def table(self) -> StepTable:
         """Everything seen so far, as numbers that travel."""
         self._sum_up()
+        is_shared = min(self._shares, default=1.0) < 1.0
         gaps_s = sum(self._times[i] - self._times[i - 1] for i in range(2, len(self._times), 2))
+        if is_shared:
+            begun, ended = self._times[::2], self._times[1::2]
+            ran_s = sum((e - b) * share for b, e, share in zip(begun, ended, self._shares, strict=True))
+            gaps_s = max(ended) - min(begun) - ran_s
         idle_s = sum(end - begin for begin, end, _ in self._idle)
         lines = self._line_ns if self._line_ns is not None else np.zeros((2 ** len(PHASES), 0), np.int64)
         return StepTable(
@@ -182,6 +200,7 @@ class Account:
             self._experts.tobytes(),
             timeline=self._keeper.timeline(self._idle),
             account_ns=self._spent_ns,
+            shares=self._shares.tobytes() if is_shared else b"",
             process=read_counters().since(self._counters),
         )
 
@@ -198,9 +217,15 @@ class Account:
             if len(note) == 3:
                 self._sum_finish(*note)
                 continue
-            entries, started_s, ended_s, line_ns, native_calls, native_ns, transfer_ns, experts, other_ns = note[:9]
+            entries, started_s, ended_s, line_ns, native_calls, native_ns, transfer_ns, experts, other_ns, share = note[
+                :10
+            ]
             step = len(self._times) // 2
-            self._sum_moves(step, *note[9:])
+            if share < 1.0:
+                ended_s, line_ns = self._settle(started_s, ended_s, line_ns, share)
+                native_ns, transfer_ns = int(native_ns * share), int(transfer_ns * share)
+            self._shares.append(share)
+            self._sum_moves(step, *note[10:])
             self._sum_entries(entries, step, self._gap(started_s, step), shapes, others)
             self._times.extend((started_s, ended_s))
             self._experts.append(math.nan if experts is None else experts)
@@ -221,6 +246,16 @@ class Account:
             self._line_ns[mixes[place]] += line_ns
         self._phases.keep(self._running)
         self._keeper.trim(self._times)
+
+    def _settle(
+        self, started_s: float, ended_s: float, line_ns: npt.NDArray[np.int64] | None, share: float
+    ) -> tuple[float, npt.NDArray[np.int64] | None]:
+        """(ended_s, lines) of a step beside another one: ends rise, and lines are of the whole machine."""
+        for idle in reversed(self._idle):  # somebody was served, as it turns out
+            if idle[1] <= started_s:
+                break
+            idle[1] = max(idle[0], started_s)
+        return max(ended_s, self._last_end or ended_s), None if line_ns is None else (line_ns * share).astype(np.int64)
 
     def _sum_moves(
         self, step: int, released: tuple[SequenceId, ...], held: tuple[tuple[SequenceId, str], ...],
@@ -311,7 +346,7 @@ class Account:
 
     def _gap(self, started_s: float, step: int) -> int:
         """Index of the idle gap that this step ends, -1 when somebody was being served."""
-        if self._last_end is None or self._running:
+        if self._last_end is None or self._running or started_s <= self._last_end:
             return -1
         self._idle.append([self._last_end, started_s, step])
         return len(self._idle) - 1

@@ -42,7 +42,7 @@ def price(
     if not work.steps or wall_s <= 0:
         return ()
     now_s = _seconds(program, machine, work.whole, config.activations)
-    step_s = float((table.step_times()[:, 1] - table.step_times()[:, 0]).sum())
+    step_s = float(table.step_seconds().sum())
     scale = min(2.0, max(0.5, step_s / now_s)) if now_s > 0 else 1.0  # a slower engine saves as much of its own time
 
     def change(cause: str, option: str, words: str, then_s: float) -> Change:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ridgeline.state.plan import HOLDS
 
 from .account import StepTable
+from .overlap import IN_FLIGHT, cut
 from .phases import ACTIVITIES, TOLD
 from .timeline import Ended, Timeline
 
@@ -87,18 +88,20 @@ class Steps:
     held: Integers  # [n][step, sequence, reason]
     preempted: Integers
     restored: Integers
+    overlap: bool = False  # steps of two streams; then only `ended` rises
 
     @classmethod
     def of(cls, table: StepTable, timeline: Timeline) -> Steps:
         first = timeline.first_step
         times = np.rint(table.step_times()[first:] * 1e9).astype(np.int64)
-        moved = [
-            timeline.entry_rows(), timeline.held_rows(), timeline.preempted_rows(), timeline.restored_rows(),
-        ]  # fmt: skip
+        moved = [timeline.entry_rows(), timeline.held_rows(), timeline.preempted_rows(), timeline.restored_rows()]
         for at, rows in enumerate(moved):
             rows[:, 0] -= first
             moved[at] = rows[np.argsort(rows[:, 1], kind="stable")]
-        return cls(times[:, 0], times[:, 1], timeline.step_rows()[:, 1], *moved)
+        entries, held, preempted, restored = moved
+        return cls(
+            times[:, 0], times[:, 1], timeline.step_rows()[:, 1], entries, held, preempted, restored, bool(table.shares)
+        )
 
     def of_sequence(self, rows: Integers, sequence: int) -> Integers:
         """The part of `rows` (sorted by sequence) that is this sequence's."""
@@ -109,29 +112,41 @@ class Steps:
 def engine_segments(steps: Steps, one: Ended, arrival_ns: int, end_ns: int) -> Segments:
     """From reaching the engine to the end of the step that made the last event."""
     low = int(np.searchsorted(steps.ended, arrival_ns, "right"))
-    high = int(np.searchsorted(steps.began, end_ns, "left"))
+    if steps.overlap:
+        high = min(len(steps.ended), int(np.searchsorted(steps.ended, end_ns, "left")) + IN_FLIGHT)
+    else:
+        high = int(np.searchsorted(steps.began, end_ns, "left"))
     if high <= low or end_ns == arrival_ns:  # no time at all: it ended before it came, by clocks that differ
         return [(UNTRIED, arrival_ns, end_ns)]
     names = _step_names(steps, one.sequence, low, high)
     gaps = _gap_names(names)
-    # boundaries: arrival, then began and ended of every step, then the end; gap and step in turn
-    bounds = np.empty(2 * (high - low) + 2, np.int64)
-    bounds[0], bounds[-1] = arrival_ns, end_ns
-    bounds[1:-1:2], bounds[2:-1:2] = steps.began[low:high], steps.ended[low:high]
-    bounds = np.clip(np.maximum.accumulate(bounds), arrival_ns, end_ns)
-    both = np.empty(len(bounds) - 1, np.int64)
-    both[0::2], both[1::2] = gaps, names
+    times = (arrival_ns, end_ns)
+    if steps.overlap:
+        own = np.isin(names, ACTIVITY_PLACES)
+        pieces = cut(steps.began[low:high], steps.ended[low:high], own, *times)
+    else:
+        pieces = _in_turn(steps.began[low:high], steps.ended[low:high], *times)
     found: Segments = []
     restored = {int(row[0]) - low for row in steps.of_sequence(steps.restored, one.sequence)}
-    for place in np.flatnonzero(np.diff(bounds)).tolist():
-        begin, end, name = int(bounds[place]), int(bounds[place + 1]), INTERVALS[both[place]]
-        step = place // 2
-        if place % 2 and step in restored:
-            until = min(end, begin + int(steps.transfer_ns[low + step]))
+    for begin, end, step, is_inside in pieces:
+        name = INTERVALS[(names if is_inside else gaps)[step]]
+        if is_inside and step in restored:
+            until = min(end, max(begin, int(steps.began[low + step] + steps.transfer_ns[low + step])))
             found.append((RESTORE, begin, until))
             begin = until
         found.append((name, begin, end))
     return _merged(found)
+
+
+def _in_turn(began: Integers, ended: Integers, arrival: int, end: int) -> list[tuple[int, int, int, bool]]:
+    """As overlap.cut, of steps one after another."""
+    # boundaries: arrival, then began and ended of every step, then the end; gap and step in turn
+    bounds = np.empty(2 * len(began) + 2, np.int64)
+    bounds[0], bounds[-1] = arrival, end
+    bounds[1:-1:2], bounds[2:-1:2] = began, ended
+    bounds = np.clip(np.maximum.accumulate(bounds), arrival, end)
+    places = np.flatnonzero(np.diff(bounds)).tolist()
+    return [(int(bounds[place]), int(bounds[place + 1]), place // 2, place % 2 == 1) for place in places]
 
 
 def _merged(found: Segments) -> Segments:

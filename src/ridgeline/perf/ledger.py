@@ -17,6 +17,7 @@ from ridgeline.run.machine import Machine
 
 from .account import StepTable
 from .intervals import INTERVALS, ClientNote, Segments, Steps, segments_of, to_ns
+from .overlap import owned_ns, unowned_ns
 from .phases import ACTIVITIES, DRAFT
 from .shares import BY_ATTENTION, BY_ROWS, RULE, attention_weights, bases, largest_remainder, whole_weights
 from .timeline import STEP_COLUMNS, Ended, Timeline
@@ -139,14 +140,18 @@ def step_ledger(table: StepTable, timeline: Timeline) -> StepLedger:
     for step, begin_s, end_s in timeline.idle_rows():
         if step > timeline.first_step:
             idle[int(step) - timeline.first_step] = to_ns(end_s) - to_ns(begin_s)
-    inside = ended - began
-    idle = np.minimum(idle, began - np.concatenate([began[:1], ended[:-1]]))
+    shares = table.step_shares()[timeline.first_step :]
+    is_apart = bool((shares == 1.0).all())
+    inside = ended - began if is_apart else owned_ns(began, ended, shares)
+    idle = np.minimum(idle, np.maximum(0, began - np.concatenate([began[:1], ended[:-1]])))
     timed = operators.sum(1)
     covered = np.minimum(np.where(native > 0, np.maximum(native, timed), inside - transfer), inside)
     between = np.diff(ended, prepend=ended[0]) - np.where(np.arange(len(began)) > 0, inside, 0) - idle
+    if not is_apart:
+        between = unowned_ns(began, ended, shares, inside, idle)
     gaps = np.maximum(covered - timed, 0)
     host = inside - timed - gaps + between
-    return StepLedger(groups, operators, gaps, host, idle, int(ended[-1] - began[0]))
+    return StepLedger(groups, operators, gaps, host, idle, int(ended[-1] - began.min()))
 
 
 def _costs(

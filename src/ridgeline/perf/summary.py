@@ -136,8 +136,7 @@ def summarise(
     products read them; only what is predicted depends on it.
     """
     work = Attribution(table, program, machine, activations)
-    times = table.step_times()
-    step_s = times[:, 1] - times[:, 0]
+    times, step_s = table.step_times(), table.step_seconds()
     predicted = _predicted(work, Estimator(program, machine, activations))
     ridge = machine.ridge(_linear_kind(program, machine), weight_bytes(program))
     phases = tuple(
@@ -146,7 +145,7 @@ def summarise(
         if phase.shape.tokens.any()
     )
     busy_s, predicted_s, operators_s = float(step_s.sum()), float(predicted.sum()), float(table.lines().sum() * 1e-9)
-    wall_s = float(times[-1, 1] - times[0, 0]) if work.steps else 0.0
+    wall_s = float(times[:, 1].max() - times[:, 0].min()) if work.steps else 0.0
     longest = max(phases, key=lambda phase: phase.seconds, default=None)
     return AccountSummary(
         phases=phases,

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ridgeline.kit.errors import UserError
 
@@ -23,6 +24,8 @@ from .recording import Recording
 Event = dict[str, Any]
 ENGINE, REQUESTS, COUNTERS = 1, 2, 3  # processes of the trace
 STEPS, OPERATORS, FIRST_PHASE = 1, 2, 10  # threads of the engine
+BESIDE = 100  # the same for steps that ran while another one did
+Integers = npt.NDArray[np.int64]
 NOTE = "operator slices are sums over the layers of a step, in the model's order; gaps and host time are not drawn"
 
 
@@ -33,7 +36,7 @@ def make_trace(recording: Recording) -> dict[str, Any]:
     timeline = recording.timeline
     if timeline is not None:
         requests = recording.requests()
-        first = to_ns(float(recording.table.step_times()[timeline.first_step, 0]))
+        first = to_ns(float(recording.table.step_times()[timeline.first_step :, 0].min()))
         origin = min([first, *(segments[0][1] for _, segments in requests)])
         events += _steps(recording, origin)
         events += _counters(recording, origin)
@@ -60,10 +63,7 @@ def _names() -> Iterator[Event]:
     for process, name in ((ENGINE, "engine"), (REQUESTS, "requests"), (COUNTERS, "counters")):
         yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
         yield {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}}
-    yield _name(ENGINE, STEPS, "steps")
-    yield _name(ENGINE, OPERATORS, "operators (summed over layers)")
-    for place, phase in enumerate(TOLD):
-        yield _name(ENGINE, FIRST_PHASE + place, phase)
+    yield from (_name(ENGINE, track, name) for track, name in _tracks())
 
 
 def _name(process: int, thread: int, name: str) -> Event:
@@ -86,31 +86,55 @@ def _steps(recording: Recording, origin: int) -> Iterator[Event]:
     whole = step_ledger(recording.table, timeline)
     rows = timeline.entry_rows()
     begins = np.searchsorted(rows[:, 0], np.arange(len(steps.began) + 1) + timeline.first_step)
+    beside = _beside(steps.began, steps.ended)
+    if beside.any():
+        yield from (_name(ENGINE, track + BESIDE, f"{name} beside them") for track, name in _tracks())
     for step in range(len(steps.began)):
+        track = BESIDE * int(beside[step])
         began, ended = int(steps.began[step]) - origin, int(steps.ended[step]) - origin
         mine = rows[begins[step] : begins[step + 1]]
         tokens, entries = int(mine[:, 4].sum()), len(np.unique(mine[:, 1]))
         yield _slice(
-            ENGINE, STEPS, f"step {step + timeline.first_step}", began, ended - began, tokens=tokens,
+            ENGINE, track + STEPS, f"step {step + timeline.first_step}", began, ended - began, tokens=tokens,
             sequences=entries, operators_ns=int(whole.operators[step].sum()), gaps_ns=int(whole.gaps[step]),
             host_ns=int(whole.host[step]), idle_before_ns=int(whole.idle[step]),
         )  # fmt: skip
-        yield from _operators(whole, step, began, ended)
+        yield from _operators(whole, step, began, ended, track)
         for activity in np.unique(mine[:, 2]).tolist():
             own = mine[mine[:, 2] == activity]
             phase = ACTIVITIES[activity]
             yield _slice(
-                ENGINE, FIRST_PHASE + TOLD.index(phase), phase, began, ended - began,
+                ENGINE, track + FIRST_PHASE + TOLD.index(phase), phase, began, ended - began,
                 tokens=int(own[:, 4].sum()), sequences=len(own),
             )  # fmt: skip
 
 
-def _operators(whole: StepLedger, step: int, began: int, ended: int) -> Iterator[Event]:
+def _tracks() -> Iterator[tuple[int, str]]:
+    """Of the engine: numbers and names."""
+    yield STEPS, "steps"
+    yield OPERATORS, "operators (summed over layers)"
+    for place, phase in enumerate(TOLD):
+        yield FIRST_PHASE + place, phase
+
+
+def _beside(began: Integers, ended: Integers) -> npt.NDArray[np.bool_]:
+    """[steps] whether it ran while one was drawn already: slices of a track do not overlap. Longer ones are drawn
+    first, so that short steps beside a long one are all together."""
+    found = np.zeros(len(began), bool)
+    order = np.argsort(began, kind="stable")
+    until = np.iinfo(np.int64).min
+    for step in order.tolist():
+        found[step] = began[step] < until
+        until = max(until, int(ended[step])) if not found[step] else until
+    return found
+
+
+def _operators(whole: StepLedger, step: int, began: int, ended: int, track: int) -> Iterator[Event]:
     """End to end from the step's begin, never past its end."""
     for group, spent in zip(whole.groups, whole.operators[step].tolist(), strict=True):
         took = min(spent, ended - began)
         if took > 0:
-            yield _slice(ENGINE, OPERATORS, group, began, took)
+            yield _slice(ENGINE, track + OPERATORS, group, began, took)
             began += took
 
 
