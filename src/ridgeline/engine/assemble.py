@@ -30,6 +30,7 @@ from ridgeline.state.ports import BreakEven, SequenceMemory
 from .bill import MemoryBill, kv_block_bytes, make_bill, reference_bound, step_limits
 from .config import EngineConfig
 from .needs import check_follows, check_needs
+from .place import make_place
 
 COMPANION_SHARE = 0.2  # of what is free, at most, for the KV of a program that follows the model
 
@@ -55,6 +56,7 @@ class Assembled:
     bill: MemoryBill
     runner: Runner
     memory: SequenceMemory
+    beside: Runner | None = None  # a second one on the same weights and pools, for a second stream
 
     @property
     def kv_bytes(self) -> int:
@@ -119,9 +121,14 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
     threads = config.threads or usable_cores()
     limits = step_limits(config, promised.context)
     runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states)
+    beside = None
+    if make_place(config.place).partition is not None:
+        beside = Runner(
+            bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states, beside=runner
+        )
     break_even = make_break_even(config, program, lambda: load_or_measure(threads), runner.measure_tier)
     memory = make_memory(config, promised, name, break_even)
-    return Assembled(config, loaded, program, bound, promised, runner, memory)
+    return Assembled(config, loaded, program, bound, promised, runner, memory, beside)
 
 
 def make_break_even(

@@ -21,13 +21,17 @@ from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.program import Program
 from ridgeline.run.bind import Bound
+from ridgeline.run.cost_lanes import CostLanes
 from ridgeline.run.cost_runner import CostRunner, assumed_rate
 from ridgeline.run.costs import StepCosts
+from ridgeline.run.lanes import Lanes
 from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.run.programs import ProgramsRunner
+from ridgeline.run.split_costs import SplitCosts
 from ridgeline.schedule.pace import Pace
 from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.scheduler import Scheduler
+from ridgeline.schedule.streams import MANY, ONE
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.ports import SequenceMemory, StepObserver, StepRunner
 from ridgeline.text.grammar import Lexicon, Rules
@@ -44,7 +48,9 @@ from .assemble import (
 from .bill import MemoryBill, memory_left
 from .config import EngineConfig
 from .engine import Engine, Unobserved
+from .partition import Partition, PartitionOptions
 from .place import make_place
+from .streams import StreamsEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +101,22 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     scheduler.pace = _pace(config, main.program, lambda: load_or_measure(threads))
     runner: StepRunner = main.runner if len(made) == 1 else ProgramsRunner({n: one.runner for n, one in made.items()})
 
+    lanes = Lanes({MANY.name: main.runner, ONE.name: main.beside}, threads, clock) if main.beside is not None else None
+
     def close() -> None:
+        if lanes is not None:
+            lanes.close()
         for one in made.values():
             one.runner.close()
         if team is not None:
             team.close()
 
+    if lanes is not None:
+        costs = SplitCosts(main.program, lambda: load_or_measure(threads), config.activations)
+        return StreamsEngine(
+            scheduler, runner, lanes, _partition(config, threads), costs.seconds, facts=facts, clock=clock,
+            observer=observer, close=close, kept=main.runner.kept, rules=rules,
+        )  # fmt: skip
     return Engine(
         scheduler, runner, facts=facts, clock=clock, observer=observer, close=close, kept=main.runner.kept, rules=rules
     )
@@ -134,7 +150,25 @@ def rehearse(
     runner = runners["model"] if len(runners) == 1 else ProgramsRunner(runners)
     scheduler = _scheduler(config, memories, decoder, facts, observer)
     scheduler.pace = _pace(config, programs["model"], lambda: machine)
+    own = runners["model"]
+    if config.streams > 1 and isinstance(own, CostRunner):
+        costs = SplitCosts(programs["model"], lambda: machine, config.activations)
+        return StreamsEngine(
+            scheduler, runner, CostLanes(own, costs, clock), _partition(config, machine.threads), costs.seconds,
+            facts=facts, clock=clock, observer=observer, close=lambda: None,
+        )  # fmt: skip
     return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None)
+
+
+def _partition(config: EngineConfig, threads: int) -> Partition:
+    """Of the two streams' shares: threads come one by one."""
+    options = make_place(config.place).partition
+    if threads < 2:
+        raise UserError(
+            f"place {config.place!r} shares out threads, and there is {threads}: choose --place chunked, or give it "
+            f"more cores."
+        )
+    return Partition(tuple(count / threads for count in range(threads + 1)), options or PartitionOptions())
 
 
 def _describe(config: EngineConfig, left: int, *, is_only_counted: bool = False) -> dict[str, Described]:
@@ -184,7 +218,7 @@ def _scheduler(
 ) -> Scheduler:  # fmt: skip
     others = {name: memory for name, memory in memories.items() if name != "model"}
     return Scheduler(
-        memories["model"], make_policy(config.policy), config.schedule(), context=facts.context,
+        memories["model"], make_policy(config.order), config.schedule(), context=facts.context,
         on_finish=observer.on_finish, decoder=decoder, other_memory=others, rules=rules,
     )  # fmt: skip
 

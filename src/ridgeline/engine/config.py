@@ -46,11 +46,13 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     cache: Annotated[bool, "False: the baseline that computes everything anew for every token"] = True
     paging: Annotated[bool, "False: the baseline that reserves the longest output at once"] = True
-    policy: Annotated[str, "who is served first: fcfs, priority, deadline, shortest or fair; NAME:option=value"] = (
-        "fcfs"
-    )
+    policy: Annotated[
+        str, "who is served first: fcfs, priority, deadline, shortest, remaining or fair; NAME:option=value"
+    ] = "fcfs"
 
-    place: Annotated[str, "who computes what where: chunked, serial, disaggregated; NAME:option=value"] = "chunked"
+    place: Annotated[str, "who computes what where: chunked, serial, split, disaggregated; NAME:option=value"] = (
+        "chunked"
+    )
     prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
     host_kv_bytes: Annotated[int, "memory for kept beginnings that had to leave the KV pool"] = 0
     disk_kv_bytes: Annotated[int, "the same on disk, in RIDGELINE_HOME/kv, gone when the engine ends"] = 0
@@ -106,6 +108,34 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"place {place.name!r} hands blocks on: leave paging, cache and batching as they are.")
         if place.is_apart and self.retention is not None:
             raise UserError(f"place {place.name!r} hands on everything that was kept: leave keep at all and prefix on.")
+        if place.partition is not None:
+            self._check_streams(place.name, is_plain)
+
+    def _check_streams(self, place: str, is_plain: bool) -> None:
+        if not is_plain:
+            raise UserError(f"place {place!r} shares one pool: leave paging, cache and batching as they are.")
+        if self.body != "cpp" or self.reference:
+            raise UserError(
+                f"place {place!r} needs native bodies, which can overlap: leave body at cpp, reference out."
+            )
+        if self.threads == 1:
+            raise UserError(
+                f"place {place!r} shares out threads, and there is 1: give --threads 2, or --place chunked."
+            )
+        if self.spec is not None and parse(self.spec)[0].program:
+            raise UserError(
+                f"place {place!r} runs one program beside itself: leave spec {self.spec!r} out, or use --spec ngram."
+            )
+
+    @property
+    def streams(self) -> int:
+        """How many steps may run at a time."""
+        return 2 if make_place(self.place).partition is not None else 1
+
+    @property
+    def order(self) -> str:
+        """The policy that is meant: the place's own, unless another one was asked for."""
+        return make_place(self.place).policy or self.policy if self.policy == "fcfs" else self.policy
 
     @property
     def retention(self) -> Retention | None:

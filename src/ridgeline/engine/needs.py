@@ -28,7 +28,11 @@ class Ask:
 ASKS = (
     Ask(lambda c: "" if c.kv == "auto" else f"kv={c.kv}", frozenset({PAGES}), "Leave kv at auto."),
     Ask(lambda c: f"spec={c.spec}" if c.spec else "", frozenset({TRUNCATION}), "Leave spec out."),
-    Ask(lambda c: c.place if make_place(c.place).is_apart else "", frozenset({PAGES}), "Leave place out."),
+    Ask(
+        lambda c: c.place if make_place(c.place).is_apart or make_place(c.place).partition else "",
+        frozenset({PAGES}),
+        "Leave place out.",
+    ),
     Ask(lambda c: "" if c.paging else "paging=False", frozenset({PAGES}), "Leave paging on."),
 )
 

@@ -13,8 +13,11 @@ import msgspec
 from ridgeline.decode.options import refuse_unknown, split
 from ridgeline.kit.errors import UserError
 
+from .partition import PartitionOptions
+
 LINKS = ("shm", "tcp")
 ROUTES = ("least", "round")
+ORDERS = ("remaining", "fcfs")
 MOST_ENGINES, MOST_RESTARTS = 64, 100
 LEAST_SECONDS, MOST_SECONDS = 1e-4, 1e3
 LEAST_RATE = 1000.0  # bytes a second: a block would travel for minutes
@@ -35,6 +38,8 @@ class Place(msgspec.Struct, frozen=True):
     tbt: Annotated[float, "seconds from token to token of an answer that steps are cut to, by the estimate; 0: not"] = (
         0.0
     )
+    partition: PartitionOptions | None = None  # two streams of steps share the threads; None: one has them all
+    policy: Annotated[str, "who is served first, where the engine's own policy was not chosen: remaining or fcfs"] = ""
 
     @property
     def is_apart(self) -> bool:
@@ -44,6 +49,10 @@ class Place(msgspec.Struct, frozen=True):
 PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which of its fields are options
     "serial": (Place("serial", mixes=False), ()),
     "chunked": (Place("chunked"), ("tbt",)),
+    "split": (
+        Place("split", partition=PartitionOptions(), policy="remaining"),
+        ("policy", *PartitionOptions.__struct_fields__),
+    ),
     "disaggregated": (
         Place("disaggregated", engines=(1, 1)),
         ("engines", "threads", "link", "rate", "buffer", "route", "restarts"),
@@ -58,6 +67,9 @@ def make_place(text: str) -> Place:
         raise UserError(f"place is {name!r}; known: {', '.join(PLACES)}.")
     place, options = PLACES[name]
     refuse_unknown(f"place {name}", given, options)
+    shares = {key: given.pop(key) for key in tuple(given) if key in PartitionOptions.__struct_fields__}
+    if shares:
+        place = msgspec.structs.replace(place, partition=PartitionOptions.read(shares))
     return msgspec.structs.replace(place, **{key: _read(key, value) for key, value in given.items()})
 
 
@@ -68,8 +80,8 @@ def _read(key: str, text: str) -> object:
             if len(counts) != 2 or not all(n.isascii() and n.isdigit() and 0 < int(n) <= MOST_ENGINES for n in counts):
                 raise UserError(f"{key} is {text!r}; write two counts from 1 to {MOST_ENGINES}, as {key}=1+1.")
             return tuple(int(count) for count in counts)
-        case "link" | "route":
-            known = LINKS if key == "link" else ROUTES
+        case "link" | "route" | "policy":
+            known = {"link": LINKS, "route": ROUTES, "policy": ORDERS}[key]
             if text not in known:
                 raise UserError(f"{key} is {text!r}; known: {', '.join(known)}.")
             return text
