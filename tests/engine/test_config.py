@@ -35,7 +35,7 @@ def test_counts_are_positive_and_sane(name: str, value: int) -> None:
         ({"kv": "int3"}, "known: auto, f32, bf16"),
         ({"body": "rust"}, "known: cpp, torch"),
         ({"isa": "mmx"}, "known: plain"),
-        ({"policy": "luck"}, "Known: deadline, fair, fcfs, priority, shortest"),
+        ({"policy": "luck"}, "Known: deadline, fair, fcfs, priority, remaining, shortest"),
         ({"step_tokens": 8, "max_sequences": 9}, "owed"),
     ],
 )

@@ -115,7 +115,7 @@ def test_the_victim_is_the_one_that_loses_least() -> None:
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("luck", "Known: deadline, fair, fcfs, priority, shortest"),
+        ("luck", "Known: deadline, fair, fcfs, priority, remaining, shortest"),
         ("fcfs:patience_s=3", "fcfs has no option 'patience_s'; it has no options"),
         ("priority:patience=3", "its options are patience_s"),
         ("priority:patience_s=soon", "float"),

@@ -58,12 +58,14 @@ Spec = Annotated[
     typer.Option(help="Guess tokens ahead: ngram:k=4, or draft:MODEL,k=4 (same vocabulary).", metavar="PROPOSER"),
 ]
 Policy = Annotated[
-    str, typer.Option(help="Who is served first: fcfs, priority, deadline, shortest or fair.", metavar="NAME")
+    str,
+    typer.Option(help="Who is served first: fcfs, priority, deadline, shortest, remaining or fair.", metavar="NAME"),
 ]
 Place = Annotated[
     str,
     typer.Option(
         help="Who computes what where: chunked (one engine, mixed steps), serial (one engine, prompts first), "
+        "split (one engine, prompts and answers at a time on shares of the threads), "
         "disaggregated (prompts on one engine, the rest on another); as disaggregated:engines=1+1,link=tcp.",
         metavar="NAME",
     ),
