@@ -26,7 +26,7 @@ def test_what_is_written() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("apart", "known: serial, chunked, disaggregated"),
+        ("apart", "known: serial, chunked, split, disaggregated"),
         ("serial:link=tcp", "no option link"),
         ("chunked:tbt=50", "write a time"),
         ("chunked:tbt=0ms", "write a time"),
