@@ -88,7 +88,7 @@ class Counting:
 def test_lengths_are_predicted_anew_and_never_leave_what_is_possible() -> None:
     engine, counting = scripted_engine(), Counting()
     scheduler: Scheduler = engine.scheduler
-    scheduler._sight.refiner = counting
+    scheduler.sight.refiner = counting
     engine.add(asked("one"))
     lengths = [event.length for event in run_to_end(engine)]
     assert counting.asked == [0, 4, 8]

@@ -13,9 +13,19 @@ from ridgeline.engine.client import EngineClient
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.place import Place, make_place
 from ridgeline.kit.errors import RidgelineError, UserError
-from ridgeline.run.machine import usable_cores
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
+from ridgeline.ops.batch import BatchShape
+from ridgeline.ops.program import Program
+from ridgeline.run.estimate import Estimator
+from ridgeline.run.machine import load_or_measure, usable_cores
 
+from .balance import Balance
 from .cluster import DECODE, PREFILL, Cluster
+from .reschedule import MoveCost, Rescheduler, Rules, StepLine
+
+LINK_BYTES_PER_S = 1.5e9  # assumed of a link that is not slowed down: two copies and two checksums of a shared core
+PROBE_SEQUENCES, PROBE_TOKENS = 8, 256
 
 
 def connect(config: EngineConfig, command: tuple[str, ...] | None = None) -> EngineClient | Cluster:
@@ -28,7 +38,33 @@ def connect(config: EngineConfig, command: tuple[str, ...] | None = None) -> Eng
     def start(own: EngineConfig, door: socket.socket, on_stop: Callable[[RidgelineError], None]) -> EngineClient:
         return EngineClient(own, command=command, door=door, on_stop=on_stop)
 
-    return Cluster(place, configs_of(config, place), start)
+    configs = configs_of(config, place)
+    return Cluster(place, configs, start, balance_of(configs[DECODE], place))
+
+
+def balance_of(config: EngineConfig, place: Place) -> Balance | None:
+    """Who moves, by the estimated seconds of a step and the bytes a move takes; None: nobody. config: of an engine that
+    goes on."""
+    if place.rebalance == "none":
+        return None
+    described = describe(config.model, weights=config.weights)
+    program = record(described, STORAGES.get(config.storage), config.retention)
+    machine = load_or_measure(config.threads or usable_cores())
+    step = step_line(Estimator(program, machine, config.activations), program)
+    per_token = sum(group.bytes_per_token for group in program.kv_groups)
+    cost = MoveCost(per_token, place.rate or LINK_BYTES_PER_S, fixed_s=step.fixed_s)  # its stream stands still a step
+    return Balance(place.rebalance, Rescheduler(step, cost, Rules(every=place.every)))
+
+
+def step_line(estimator: Estimator, program: Program) -> StepLine:
+    """The estimate of steps that give every sequence one token, as a line through three of them."""
+    few, many, deep = (
+        float(estimator.step_seconds(BatchShape.of([(before, 1)] * count, count, program.reaches)))
+        for count, before in ((1, PROBE_TOKENS), (PROBE_SEQUENCES, PROBE_TOKENS), (PROBE_SEQUENCES, 4 * PROBE_TOKENS))
+    )
+    token_s = max((deep - many) / (3 * PROBE_TOKENS * PROBE_SEQUENCES), 0.0)
+    sequence_s = max((many - few) / (PROBE_SEQUENCES - 1) - token_s * PROBE_TOKENS, 0.0)
+    return StepLine(max(few - sequence_s - token_s * PROBE_TOKENS, 0.0), sequence_s, token_s)
 
 
 def configs_of(config: EngineConfig, place: Place) -> dict[str, EngineConfig]:
@@ -62,7 +98,8 @@ def shares(config: EngineConfig) -> str:
         return ""
     prefill, decode = threads_of(config, place)
     slowed = f", slowed down to {place.rate / 1e6:.1f} MB/s" if place.rate else ""
+    moving = "" if place.rebalance == "none" else f", and requests may move between the latter ({place.rebalance})"
     return (
         f"{place.engines[0]} prefill engine(s) with {prefill} thread(s) each, {place.engines[1]} decode engine(s) with "
-        f"{decode} each, on {usable_cores()} cores; keys and values travel over {place.link}{slowed}."
+        f"{decode} each, on {usable_cores()} cores; keys and values travel over {place.link}{slowed}{moving}."
     )

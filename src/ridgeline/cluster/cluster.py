@@ -20,10 +20,11 @@ from ridgeline.engine.client import Deliver, EngineClient, EngineStopped
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.place import Place
 from ridgeline.kit.errors import CapacityError, RidgelineError, UserError
-from ridgeline.state.event import RETURNED, TokenEvent
+from ridgeline.state.event import HANDED_ON, RETURNED, STAYED, TokenEvent
 from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.request import Request
 
+from .balance import Balance
 from .exchange import Greeting, introduce
 from .journey import Journey
 from .router import ROUTERS, Router
@@ -55,9 +56,11 @@ class Node:
 class Cluster:
     """Has what EngineClient has: facts, submit_to, cancel, account, close. Thread-safe."""
 
-    def __init__(self, place: Place, configs: Mapping[str, EngineConfig], start: Start) -> None:
-        """configs: of the engines of each of KINDS."""
-        self.place, self._start = place, start
+    def __init__(
+        self, place: Place, configs: Mapping[str, EngineConfig], start: Start, balance: Balance | None = None
+    ) -> None:
+        """configs: of the engines of each of KINDS. balance: who moves between decode engines; None: nobody."""
+        self.place, self._start, self._balance = place, start, balance
         self._lock = threading.RLock()
         self._turn = threading.Lock()  # one links at a time
         self._journeys: dict[str, Journey] = {}
@@ -180,9 +183,9 @@ class Cluster:
         first, second = clients
         try:
             if first is not None and second is not None:  # else: died just now, and _died sends it again
-                second.expect(name, lambda event: self._heard(journey, name, event, is_first=False))
+                second.expect(name, lambda event: self._heard(journey, name, event, decode.name))
                 first.submit_to(
-                    asked, lambda event: self._heard(journey, name, event, is_first=True), known=known, to=link
+                    asked, lambda event: self._heard(journey, name, event, prefill.name), known=known, to=link
                 )
         except EngineStopped:
             pass  # likewise
@@ -210,32 +213,104 @@ class Cluster:
                 )
         return None
 
-    def _heard(self, journey: Journey, name: str, event: TokenEvent | RidgelineError, *, is_first: bool) -> None:
-        """An event of one of its engines, from that one's reader thread."""
+    def _heard(self, journey: Journey, name: str, event: TokenEvent | RidgelineError, at: str) -> None:
+        """An event of one of its engines, `at`, from that one's reader thread."""
         if isinstance(event, EngineStopped):
             return  # _died knows
-        with self._lock:
-            if journey.name != name or journey.is_over:
-                return
-            if isinstance(event, RidgelineError):
-                journey.is_over = True
-                due: list[TokenEvent | RidgelineError] = [event]
-            elif event.finish == "error" and is_first:
-                journey.is_over = True
-                due = [CapacityError(event.error or "the decode engine refused it.")]
-            else:
-                due = list(journey.take(event, is_first=is_first))
+        finish = event.finish if isinstance(event, TokenEvent) else None
+        with journey.order:
+            with self._lock:
+                if journey.name != name or journey.is_over:
+                    return
+                engines = self._engines_of(journey)
+                target, link = self._nodes.get(journey.target), journey.link
+                if isinstance(event, RidgelineError):
+                    journey.is_over = True
+                    due: list[TokenEvent | RidgelineError] = [event]
+                elif finish == "error" and at == journey.prefill:
+                    journey.is_over = True
+                    due = [CapacityError(event.error or "the decode engine refused it.")]
+                else:
+                    due = list(journey.take(event, at))
+                if journey.is_over:
+                    self._journeys.pop(journey.request.id, None)
+                is_lost = finish == HANDED_ON and at != journey.prefill and not self._is_as_it_was(journey)
             if journey.is_over:
-                self._journeys.pop(journey.request.id, None)
-            other = self._nodes[journey.decode if is_first else journey.prefill].client
-        if journey.is_over and other is not None:
-            other.forget(name)
-        for one in due:
-            journey.deliver(one)
-        if isinstance(event, TokenEvent) and event.finish == RETURNED:
+                for other, client in engines.items():
+                    if other != at and client is not None:
+                        client.forget(name)
+            for one in due:
+                journey.deliver(one)
+        if finish == RETURNED:
             self._again(journey, name)
+        elif isinstance(event, TokenEvent) and finish == STAYED and target is not None:
+            self._not_moved(name, self._nodes[at], target, link if event.error else "")
+        elif is_lost:
+            self._restart(journey, name, tuple(engines.values()))
         elif journey.is_cancelled and journey.has_left and not journey.is_over:
             self._cancel(journey)
+        elif self._balance is not None and isinstance(event, TokenEvent) and event.tokens:
+            self._rebalance(self._balance)
+
+    def _engines_of(self, journey: Journey) -> dict[str, EngineClient | None]:
+        """Those that may know of it, by their names."""
+        names = (journey.prefill, journey.decode, journey.target)
+        return {at: self._nodes[at].client for at in names if at}
+
+    # -- moves
+
+    def _rebalance(self, balance: Balance) -> None:
+        """After a token: whoever should go on elsewhere is told to."""
+        with self._lock:
+            capacities = {
+                node.name: node.client.facts.kv_blocks * node.client.facts.block_tokens
+                for node in self._nodes.values() if node.kind == DECODE and node.client is not None
+            }  # fmt: skip
+            moves = balance.look(self._journeys.values(), capacities)
+            going = [(self._journeys[move.name], self._nodes[move.source], self._nodes[move.target]) for move in moves]
+        for journey, source, target in going:
+            self.move(journey.request.id, source.name, target.name)
+
+    def move(self, request_id: str, source: str, target: str) -> bool:
+        """Have a running request go on in another decode engine; False (and no change) when it is not there to be
+        moved, or is moving already."""
+        with self._lock:
+            journey, near, far = self._journeys.get(request_id), self._nodes[source].client, self._nodes[target]
+            client = far.client
+            if journey is None or near is None or client is None or journey.is_over or journey.is_cancelled:
+                return False
+            if (
+                journey.decode != source
+                or journey.target
+                or not journey.has_left
+                or (source, target) not in self._links
+            ):
+                return False
+            name, link = journey.name, f"{target}/{self._links[source, target]}"
+            journey.move_to(target, far.born)
+            journey.link = link
+        try:
+            client.expect(name, lambda event: self._heard(journey, name, event, target))
+        except EngineStopped:  # it has ended just now
+            with self._lock:
+                if journey.name == name and journey.target == target:
+                    journey.target = ""
+            return False
+        near.migrate(name, link)
+        return True
+
+    def _not_moved(self, name: str, source: Node, target: Node, broken: str) -> None:
+        """It goes on where it was. The other engine may have taken it, if its word was lost: it forgets it."""
+        if target.client is not None:
+            target.client.cancel(name)
+            target.client.forget(name)
+        if broken:
+            self._link(source, target, broken)
+
+    def _is_as_it_was(self, journey: Journey) -> bool:
+        """Whether the engine it has moved to lives, and was not started again meanwhile."""
+        node = self._nodes[journey.decode]
+        return node.client is not None and node.born == journey.target_born
 
     def _again(self, journey: Journey, name: str) -> None:
         """The way it went has broken: link its engines again if they still live, and send it once more."""
@@ -269,7 +344,7 @@ class Cluster:
     def _cancel(self, journey: Journey) -> None:
         with self._lock:
             name = journey.name
-            nodes = [self._nodes[at].client for at in (journey.prefill, journey.decode) if at]
+            nodes = list(self._engines_of(journey).values())
             is_nowhere = not nodes and self._journeys.pop(journey.request.id, None) is not None
             journey.is_over = journey.is_over or is_nowhere
         if is_nowhere:  # it waits for an engine
@@ -325,24 +400,28 @@ class Cluster:
             self._died(node, born, EngineStopped(f"{node.name} ended as soon as it was ready."))
 
     def _link_all(self, node: Node) -> None:
+        """With all it may give to or take from: between kinds, and both ways between those that balance their load."""
         for other in list(self._nodes.values()):
             if other.kind != node.kind:
                 prefill, decode = (node, other) if node.kind == PREFILL else (other, node)
                 self._link(prefill, decode, "")
+            elif other is not node and node.kind == DECODE and self.place.rebalance != "none":
+                self._link(node, other, "")
+                self._link(other, node, "")
 
-    def _link(self, prefill: Node, decode: Node, broken: str) -> None:
+    def _link(self, giver: Node, taker: Node, broken: str) -> None:
         """A fresh link between two, unless another thread has replaced the broken one already."""
         with self._turn:
-            pair = (prefill.name, decode.name)
+            pair = (giver.name, taker.name)
             with self._lock:
                 number = self._links.get(pair, 0)
-                is_alive = prefill.client is not None and decode.client is not None
-                if not is_alive or (broken and broken != f"{decode.name}/{number}"):
+                is_alive = giver.client is not None and taker.client is not None
+                if not is_alive or (broken and broken != f"{taker.name}/{number}"):
                     return
-                giving, taking, facts = prefill.door, decode.door, self._engine_facts(decode)
+                giving, taking, facts = giver.door, taker.door, self._engine_facts(taker)
                 self._links[pair] = number + 1
             greeting = Greeting(
-                f"{decode.name}/{number + 1}", gives=True, rate=self.place.rate, buffer=self.place.buffer,
+                f"{taker.name}/{number + 1}", gives=True, rate=self.place.rate, buffer=self.place.buffer,
                 slot_bytes=facts.kv_bytes_per_token * facts.block_tokens,
             )  # fmt: skip
             with contextlib.suppress(OSError):  # one died just now; _died knows
@@ -372,7 +451,7 @@ class Cluster:
                 if one.decode == node.name or (one.prefill == node.name and not one.has_left)
             ]  # fmt: skip
             names = [one.name for one in met]
-            engines = [tuple(self._nodes[at].client for at in (one.prefill, one.decode)) for one in met]
+            engines = [tuple(self._engines_of(one).values()) for one in met]
         dead.close(timeout_s=0.0)
         if node.is_starting:
             threading.Thread(

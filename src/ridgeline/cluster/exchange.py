@@ -54,6 +54,9 @@ class Exchange:
     def send_on(self, request_id: str, to: str) -> None:
         self._giver.send_on(request_id, to)
 
+    def migrate(self, request_id: str, to: str) -> TokenEvent | None:
+        return self._giver.migrate(request_id, to)
+
     def cancel(self, request_id: str) -> TokenEvent | None:
         return self._giver.cancel(request_id)
 

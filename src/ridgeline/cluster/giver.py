@@ -3,6 +3,7 @@
 Reads the scheduler's progress between steps; a thread a link sends. Blocks stay the sequence's until the taker has
 said Taken: only then the scheduler lets them go.
 """
+# size: 17 short methods; one owner of what leaves, be it handed on or moved while it runs
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from ridgeline.engine.engine import Engine
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.spans import blocks_for
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
-from ridgeline.state.event import HANDED_ON, RETURNED, TokenEvent
+from ridgeline.state.event import HANDED_ON, RETURNED, STAYED, TokenEvent
 from ridgeline.state.ports import KeptState
 from ridgeline.state.sequence import Sequence
 
@@ -38,6 +39,11 @@ class GivingEnd:
         self._jobs: queue.SimpleQueue[tuple[Message, Bytes | None] | None] = queue.SimpleQueue()
         for work, what in ((self._send, "send"), (self._listen, "listen")):
             threading.Thread(target=work, name=f"ridgeline-{what}-{name}", daemon=True).start()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything was taken from the queue: at most one message is still on its way."""
+        return self._jobs.empty()
 
     def put(self, message: Message, payload: Bytes | None = None) -> None:
         """To be sent, in order."""
@@ -73,13 +79,18 @@ def _nowhere(message: Message, nbytes: int) -> Bytes:
     raise LinkBroken("a payload came from an engine that only takes")
 
 
+MOVING_TOKENS = 64  # that one that moves may get on the way; then it is stopped, however little has arrived
+
+
 @dataclass(slots=True)
 class Leaving:
-    """One sequence. sent: blocks on their way; preemptions: of the sequence when they were read."""
+    """One sequence. sent: blocks on their way; preemptions: of the sequence when they were read. most: tokens of one
+    that moves while it runs, by when it must have parted; 0: it parts with its next token, as was said when it came."""
 
     request_id: str
     to: str
     stream: int
+    most: int = 0
     sent: int = 0
     preemptions: int = 0
     is_open: bool = False
@@ -106,6 +117,20 @@ class Giver:
         self._streams[self._next] = one
         self._next += 1
 
+    def migrate(self, request_id: str, to: str) -> TokenEvent | None:
+        """Blocks first, while it runs; then it parts. STAYED at once when there is no such way."""
+        scheduler = self._engine.scheduler
+        sequence = scheduler.find(request_id)
+        if sequence is None or request_id in self._leaving:
+            return None  # it has ended, or is on its way: whoever asked hears of that
+        if to not in self.ends:
+            return TokenEvent(request_id, (), self._engine.clock.now(), finish=STAYED)
+        self.send_on(request_id, to)
+        one = self._leaving[request_id]
+        one.most = min(sequence.tokens_known + MOVING_TOKENS, self._engine.facts.context)
+        one.preemptions = sequence.preemptions
+        return None
+
     def cancel(self, request_id: str) -> TokenEvent | None:
         one = self._leaving.get(request_id)
         if one is None or not self._engine.scheduler.has_parted(request_id):
@@ -124,7 +149,11 @@ class Giver:
                 del self.ends[name]
                 events += [self._give_up(one, end.broken) for one in list(self._leaving.values()) if one.to == name]
         for one in list(self._leaving.values()):
-            self._go_on(one)
+            if one.most and not one.is_granted and self._has_come_far(one):
+                self._drop(one)
+                events.append(self._give_up(one, ""))  # there was no room for it in time
+            else:
+                self._go_on(one)
         return events
 
     def close(self) -> None:
@@ -146,18 +175,43 @@ class Giver:
                 self._forget(one)
                 return [self._event(one, HANDED_ON)]
             case Refused(_, why):
-                return [self._give_up(one, why, "error")]
+                return [self._give_up(one, "" if one.most else why, "error")]
         raise InvariantError(f"a taker does not say {answer}")
 
     def _give_up(self, one: Leaving, why: str, finish: str = RETURNED) -> TokenEvent:
-        """Its blocks are free (or cached) again; somebody else decides what becomes of it."""
+        """Its blocks are free (or cached) again; somebody else decides what becomes of it. One that moves goes on here:
+        STAYED, with an error if the way there broke."""
         scheduler = self._engine.scheduler
+        if one.most:
+            self._go_on_here(one)
+            self._forget(one)
+            return self._event(one, STAYED, why or None)
         if scheduler.has_parted(one.request_id):
             scheduler.let_go(one.request_id)
         else:
             self._engine.cancel(one.request_id)
         self._forget(one)
         return self._event(one, finish, why)
+
+    def _go_on_here(self, one: Leaving) -> None:
+        """If it has parted already it comes back as one that others had begun; what it left is mostly cached still."""
+        scheduler = self._engine.scheduler
+        scheduler.hand_on(one.request_id, False)
+        if scheduler.has_parted(one.request_id) and (sequence := scheduler.find(one.request_id)) is not None:
+            scheduler.let_go(one.request_id)
+            request = msgspec.structs.replace(sequence.request, prompt_logprobs=None)
+            self._engine.add(request, known=tuple(sequence.tokens[sequence.tokens_prompt :]))
+
+    def _has_come_far(self, one: Leaving) -> bool:
+        """Whether it soon has more tokens than were announced."""
+        sequence = self._engine.scheduler.find(one.request_id)
+        return sequence is not None and sequence.tokens_known + BLOCK_TOKENS >= one.most
+
+    def _part_soon(self, one: Leaving, end: GivingEnd, sequence: Sequence) -> None:
+        """It parts when all but the block it writes is sent, or when it gets no more room where it goes."""
+        is_sent = one.is_granted and one.sent >= sequence.tokens_computed // BLOCK_TOKENS and end.is_idle
+        if is_sent or self._has_come_far(one):
+            self._engine.scheduler.hand_on(one.request_id, True)
 
     def _go_on(self, one: Leaving) -> None:
         end, scheduler = self.ends.get(one.to), self._engine.scheduler
@@ -171,12 +225,14 @@ class Giver:
         computed = sequence.tokens_computed
         if not one.is_open and (computed or has_parted):
             one.is_open = True
-            tokens = sequence.tokens_known - has_parted
+            tokens = one.most or sequence.tokens_known - has_parted
             end.put(Open(one.stream, tokens, self._kept.layout, self._kept.block_bytes))
         if sequence.preemptions != one.preemptions:  # what was sent may have been overwritten while it was read
             one.preemptions, one.sent = sequence.preemptions, 0
         if one.is_granted and not one.is_handed:
             self._send_blocks(one, end, sequence, blocks_for(computed) if has_parted else computed // BLOCK_TOKENS)
+            if one.most and not has_parted:
+                self._part_soon(one, end, sequence)
             if has_parted:
                 one.is_handed = True
                 request = msgspec.structs.replace(sequence.request, prompt_logprobs=None)  # scored here

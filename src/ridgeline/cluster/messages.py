@@ -16,7 +16,8 @@ from ridgeline.state.request import Request
 
 
 class Open(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """tokens: whose state will come. layout, block_bytes: of the giver's pool (state.ports.KeptState)."""
+    """tokens: whose state will come, at most: one that moves while it runs gets more on the way. layout and block_bytes
+    are those of the giver's pool (state.ports.KeptState)."""
 
     stream: int
     tokens: int

@@ -76,6 +76,14 @@ class Coming:
     handover: Handover | None = None
     first_key: int = 0
 
+    def close_with(self, tokens: int) -> None:
+        """It came with so many tokens, at most those announced. LinkBroken unless all of their blocks are here."""
+        if not 0 < tokens <= self.tokens:
+            raise LinkBroken(f"stream {self.stream} has {self.tokens} tokens, which is not what its request says")
+        self.tokens, self.blocks = tokens, [group[: blocks_for(tokens)] for group in self.blocks]
+        if any(block is None for group in self.blocks for block in group):
+            raise LinkBroken(f"stream {self.stream} ended before all of it was there")
+
 
 @dataclass(slots=True)
 class Pools:
@@ -158,10 +166,9 @@ class TakingEnd:
                 pass  # its payload is where _room said
             case Handover(stream, request, known):
                 whole = self._coming.pop(stream, None)
-                if whole is None or any(block is None for group in whole.blocks for block in group):
+                if whole is None:
                     raise LinkBroken(f"stream {stream} ended before all of it was there")
-                if len(request.prompt) + len(known) - 1 != whole.tokens:
-                    raise LinkBroken(f"stream {stream} has {whole.tokens} tokens, which is not what its request says")
+                whole.close_with(len(request.prompt) + len(known) - 1)
                 whole.handover = message
                 self.arrived.append(whole)
                 self._bell.ring()

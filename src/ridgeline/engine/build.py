@@ -30,6 +30,8 @@ from ridgeline.run.programs import ProgramsRunner
 from ridgeline.run.split_costs import SplitCosts
 from ridgeline.schedule.pace import Pace
 from ridgeline.schedule.policy import make_policy
+from ridgeline.schedule.predict.mlp import load_predictor
+from ridgeline.schedule.predict.refiner import Refiner
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.schedule.streams import MANY, ONE
 from ridgeline.state.messages import EngineFacts
@@ -99,6 +101,8 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     rules = _rules(described["model"])
     scheduler = _scheduler(config, {name: one.memory for name, one in made.items()}, decoder, facts, observer, rules)
     scheduler.pace = _pace(config, main.program, lambda: load_or_measure(threads))
+    if make_place(config.place).is_predicting:
+        scheduler.sight.refiner = load_predictor(facts.name, parts.spec.width)
     runner: StepRunner = main.runner if len(made) == 1 else ProgramsRunner({n: one.runner for n, one in made.items()})
 
     lanes = Lanes({MANY.name: main.runner, ONE.name: main.beside}, threads, clock) if main.beside is not None else None
@@ -124,11 +128,12 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
 
 def rehearse(
     config: EngineConfig, machine: Machine, clock: VirtualClock, *, acceptance: float = 0.7,
-    observer: StepObserver | None = None,
+    observer: StepObserver | None = None, refiner: Refiner | None = None,
 ) -> Engine:  # fmt: skip
     """The same scheduler and memory on a runner that only takes the estimated time: nothing is loaded or computed.
 
-    acceptance: probability that a guessed token holds (I2); nothing else about tokens matters here.
+    acceptance: probability that a guessed token holds (I2); nothing else about tokens matters here. refiner: says
+    lengths without seeing any state.
     """
     config.check()
     described = _describe(config, memory_left())
@@ -150,6 +155,7 @@ def rehearse(
     runner = runners["model"] if len(runners) == 1 else ProgramsRunner(runners)
     scheduler = _scheduler(config, memories, decoder, facts, observer)
     scheduler.pace = _pace(config, programs["model"], lambda: machine)
+    scheduler.sight.refiner = refiner
     own = runners["model"]
     if config.streams > 1 and isinstance(own, CostRunner):
         costs = SplitCosts(programs["model"], lambda: machine, config.activations)

@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar, overload
 import msgspec
 
 from ridgeline.kit.errors import CapacityError, InvariantError, RidgelineError, UserError
-from ridgeline.state.event import TokenEvent
+from ridgeline.state.event import STAYED, TokenEvent
 from ridgeline.state.messages import (
     AccountReply,
     Add,
@@ -32,6 +32,7 @@ from ridgeline.state.messages import (
     FromEngine,
     GetAccount,
     GetPulse,
+    Migrate,
     Pulse,
     Ready,
     Shutdown,
@@ -151,6 +152,10 @@ class EngineClient:
         with self._lock:
             self._waiting.pop(request_id, None)
 
+    def migrate(self, request_id: str, to: str) -> None:
+        """Ask that a request go on in another engine: Migrate."""
+        self._send(Migrate(request_id, to))
+
     def cancel(self, request_id: str) -> None:
         """Ask for an early end of a request; one that has ended already is left alone."""
         with self._lock:
@@ -252,7 +257,7 @@ class EngineClient:
     def _dispatch(self, message: FromEngine) -> None:
         if isinstance(message, Tokens):
             for event in message.events:
-                deliver = self._taken(event.request, event.finish is not None)
+                deliver = self._taken(event.request, event.finish not in (None, STAYED))
                 if deliver is not None:
                     deliver(event)
         elif isinstance(message, Failed) and message.request is not None:

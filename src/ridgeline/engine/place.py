@@ -18,8 +18,9 @@ from .partition import PartitionOptions
 LINKS = ("shm", "tcp")
 ROUTES = ("least", "round")
 ORDERS = ("remaining", "fcfs")
-MOST_ENGINES, MOST_RESTARTS = 64, 100
 LEAST_SECONDS, MOST_SECONDS = 1e-4, 1e3
+BALANCES = ("none", "load", "predict", "oracle")
+MOST_ENGINES, MOST_RESTARTS, MOST_EVERY = 64, 100, 1 << 20
 LEAST_RATE = 1000.0  # bytes a second: a block would travel for minutes
 
 
@@ -40,10 +41,19 @@ class Place(msgspec.Struct, frozen=True):
     )
     partition: PartitionOptions | None = None  # two streams of steps share the threads; None: one has them all
     policy: Annotated[str, "who is served first, where the engine's own policy was not chosen: remaining or fcfs"] = ""
+    rebalance: Annotated[
+        str, "who moves between engines that go on: none, or by load, predict (of `ridgeline learn`), oracle"
+    ] = "none"
+    every: Annotated[int, "steps between two looks at the balance"] = 16
 
     @property
     def is_apart(self) -> bool:
         return bool(self.engines)
+
+    @property
+    def is_predicting(self) -> bool:
+        """Whether engines say how long answers will get."""
+        return self.rebalance == "predict"
 
 
 PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which of its fields are options
@@ -55,7 +65,7 @@ PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which 
     ),
     "disaggregated": (
         Place("disaggregated", engines=(1, 1)),
-        ("engines", "threads", "link", "rate", "buffer", "route", "restarts"),
+        ("engines", "threads", "link", "rate", "buffer", "route", "rebalance", "every", "restarts"),
     ),
 }
 
@@ -70,7 +80,10 @@ def make_place(text: str) -> Place:
     shares = {key: given.pop(key) for key in tuple(given) if key in PartitionOptions.__struct_fields__}
     if shares:
         place = msgspec.structs.replace(place, partition=PartitionOptions.read(shares))
-    return msgspec.structs.replace(place, **{key: _read(key, value) for key, value in given.items()})
+    place = msgspec.structs.replace(place, **{key: _read(key, value) for key, value in given.items()})
+    if place.rebalance != "none" and place.engines[1] < 2:
+        raise UserError(f"rebalance={place.rebalance} moves requests between engines: write engines=1+2 or more.")
+    return place
 
 
 def _read(key: str, text: str) -> object:
@@ -80,8 +93,8 @@ def _read(key: str, text: str) -> object:
             if len(counts) != 2 or not all(n.isascii() and n.isdigit() and 0 < int(n) <= MOST_ENGINES for n in counts):
                 raise UserError(f"{key} is {text!r}; write two counts from 1 to {MOST_ENGINES}, as {key}=1+1.")
             return tuple(int(count) for count in counts)
-        case "link" | "route" | "policy":
-            known = {"link": LINKS, "route": ROUTES, "policy": ORDERS}[key]
+        case "link" | "route" | "policy" | "rebalance":
+            known = {"link": LINKS, "route": ROUTES, "policy": ORDERS, "rebalance": BALANCES}[key]
             if text not in known:
                 raise UserError(f"{key} is {text!r}; known: {', '.join(known)}.")
             return text
@@ -92,8 +105,9 @@ def _read(key: str, text: str) -> object:
             if key == "rate" and 0 < size < LEAST_RATE:
                 raise UserError(f"rate is {text!r}; it must be 0 (no limit) or at least 1000 bytes a second.")
             return float(size) if key == "rate" else int(size)
-    if not text.isascii() or not text.isdigit() or int(text) > MOST_RESTARTS:
-        raise UserError(f"{key} is {text!r}; it must be a whole number from 0 to {MOST_RESTARTS}.")
+    least, most = (1, MOST_EVERY) if key == "every" else (0, MOST_RESTARTS)
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        raise UserError(f"{key} is {text!r}; it must be a whole number from {least} to {most}.")
     return int(text)
 
 

@@ -25,6 +25,7 @@ from ridgeline.state.messages import (
     Failed,
     GetAccount,
     GetPulse,
+    Migrate,
     Ready,
     Shutdown,
     Start,
@@ -48,6 +49,10 @@ class Exchange(Protocol):
 
     def send_on(self, request_id: str, to: str) -> None:
         """This request was added and hands on: to whom."""
+        ...
+
+    def migrate(self, request_id: str, to: str) -> TokenEvent | None:
+        """One that runs here is to go on elsewhere: STAYED when that cannot even begin."""
         ...
 
     def cancel(self, request_id: str) -> TokenEvent | None:
@@ -128,6 +133,9 @@ def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, m
     match message:
         case Add():
             _add(frames, engine, exchange, message)
+        case Migrate(request_id, to):
+            if exchange is not None and (told := exchange.migrate(request_id, to)) is not None:
+                frames.send(Tokens((told,)))
         case Cancel(request_id):
             event = engine.cancel(request_id) or (exchange.cancel(request_id) if exchange is not None else None)
             if event is not None:

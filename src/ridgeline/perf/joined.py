@@ -42,7 +42,7 @@ def joined_ledger(recordings: Mapping[str, Recording]) -> RunLedger:
             torn.add(name)  # the engine that saw its beginning died since
         elif is_cut and note is not None and note.last_s is not None and note.last_s < parts[0][1].ended_s:
             torn.add(name)  # its last event is of no engine: it waited for one to be started again
-        elif is_cut or (is_whole and len(parts) <= 2):
+        elif is_cut or is_whole:
             requests.append(_joined(parts, note))
         elif len(parts) > 1:
             torn.add(name)  # else it is still on its way, or at work in the next engine

@@ -26,7 +26,7 @@ from .constrain import constrained
 from .options import ScheduleOptions
 from .pace import Pace
 from .policy import Policy
-from .predict.refiner import UNSEEN, Refiner, Seen, Sight
+from .predict.refiner import UNSEEN, Seen, Sight
 from .share import Placed, share, want
 from .streams import ALL, Stream
 
@@ -40,11 +40,11 @@ class Scheduler:
     def __init__(
         self, memory: SequenceMemory, policy: Policy, options: ScheduleOptions, *, context: int,
         on_finish: OnFinish | None = None, decoder: Decoder | None = None,
-        other_memory: Mapping[str, SequenceMemory] | None = None, refiner: Refiner | None = None,
+        other_memory: Mapping[str, SequenceMemory] | None = None,
         rules: TokenRules | None = None,
     ) -> None:  # fmt: skip
-        """memory: of the program "model". other_memory: of every other program the decoder runs. refiner: predicts the
-        lengths of those who run; None: nobody needs that. rules: None: requests that need some are refused."""
+        """memory: of the program "model". other_memory: of every other program the decoder runs. rules: None: requests
+        that need some are refused."""
         options.check()
         self.memory, self.policy, self.options, self.context = memory, policy, options, context
         self.decoder: Decoder = decoder or Autoregressive()
@@ -55,7 +55,8 @@ class Scheduler:
         self.preemptions = 0
         self.deferrals = 0  # times a sequence waited for another to compute their common beginning
         self.tokens_recomputed = 0  # lost by preemption, all requests together
-        self._on_finish, self._sight, self._rules = on_finish, Sight(refiner), rules
+        self.sight = Sight()  # its refiner predicts the lengths of those who run, where somebody wants that
+        self._on_finish, self._rules = on_finish, rules
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
@@ -93,7 +94,7 @@ class Scheduler:
         sequence = Sequence(self._next_id, request, arrival_s, tokens, parcel=parcel, hands_on=hands_on, entered_s=now)
         self._next_id += 1
         self._by_request[request.id] = sequence
-        self._sight.begin(sequence)
+        self.sight.begin(sequence)
         sequence.rank = self.policy.rank(sequence)
         insort(self._waiting, sequence, key=_rank)
 
@@ -115,6 +116,12 @@ class Scheduler:
     def has_parted(self, request_id: str) -> bool:
         """Whether somebody else goes on with it while its blocks are still here."""
         return request_id in self._parted
+
+    def hand_on(self, request_id: str, is_to: bool) -> None:
+        """Whether a sequence that is here parts with its next token: others are to go on with it."""
+        sequence = self._by_request.get(request_id)
+        if sequence is not None:
+            sequence.hands_on = is_to
 
     def let_go(self, request_id: str) -> None:
         """Nobody reads the blocks of a parted sequence any more."""
@@ -355,7 +362,7 @@ class Scheduler:
             return self._finish(sequence, "error", at_s, error=broken)
         choices = answers if request.prompt_logprobs is None else _take_scores(sequence, entry, answers)
         settled = self.decoder.settle(sequence, placed.ask, entry, choices) if choices else Settled(tree=sequence.tree)
-        seen = self._sight.see(sequence, choices[0]) if choices else UNSEEN
+        seen = self.sight.see(sequence, choices[0]) if choices else UNSEEN
         chosen = self._become_known(sequence, entry.tentative, settled)
         scored: tuple[Scored, ...] = ()
         if chosen and request.sampling.logprobs is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-HANDED_ON, RETURNED = "handed on", "returned"
+HANDED_ON, RETURNED, STAYED = "handed on", "returned", "stayed"
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -20,7 +20,8 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """New tokens of one request.
 
     finish: None while it runs; "stop" (a stop id), "length", "cancelled" or "error" with the last event; between
-    engines also HANDED_ON (another goes on) and RETURNED (the way there broke; error says which).
+    engines also HANDED_ON (another goes on), RETURNED (the way there broke; error says which) and STAYED (it was to
+    move and did not; more will come).
     at_s: engine clock when the step that made them ended. What has its default does not travel: a token takes 45 bytes.
     """
 

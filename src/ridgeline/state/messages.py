@@ -63,6 +63,14 @@ class Add(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     to: str = ""
 
 
+class Migrate(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A running request is to go on in another engine, over the link `to`. Its blocks travel while it runs; its events
+    here end with HANDED_ON, or STAYED comes and it goes on here."""
+
+    request: str
+    to: str
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     request: str
 
@@ -117,5 +125,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     request: str | None = None
 
 
-ToEngine = Start | Add | Cancel | GetAccount | GetPulse | Shutdown
+ToEngine = Start | Add | Migrate | Cancel | GetAccount | GetPulse | Shutdown
 FromEngine = Ready | Tokens | AccountReply | Pulse | Failed
