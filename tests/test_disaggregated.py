@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ridgeline.llm import LLM
+from ridgeline.state.request import Request, Sampling
 
 pytestmark = pytest.mark.model
 
@@ -15,6 +16,7 @@ PROMPTS = (
     "def fibonacci(n):\n",
     " ".join(f"Line {n}: the river runs past mile {n * 7}." for n in range(24)),
 )
+SAMPLINGS = (Sampling(), Sampling(temperature=0.8, top_p=0.9, seed=3))
 
 
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
@@ -29,3 +31,21 @@ def test_the_same_tokens_as_one_engine(kv: str) -> None:
         assert len(ledger.requests) == len(PROMPTS) and not ledger.partial
         assert all(sum(one.wall_ns.values()) == one.e2e_ns for one in ledger.requests)
     assert all(one.wall_ns.get("transfer", 0) > 0 for ledger in walls[1:] for one in ledger.requests)
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_the_same_tokens_where_requests_move(kv: str) -> None:
+    """All long answers begin at one of two engines: some end at the other, sampled ones too; nothing is torn apart."""
+    answers = []
+    for place in ("chunked", "disaggregated:engines=1+2,route=round,rebalance=oracle,every=2"):
+        with LLM("smollm2-135m", place=place, kv=kv, context=512, kv_bytes=48 << 20) as llm:
+            asked = [
+                Request(
+                    f"r{n}", llm.encode(PROMPTS[n % 3]), 6 if n % 2 else 80, SAMPLINGS[n // 2 % 2], ignore_stop=True
+                )
+                for n in range(8)
+            ]
+            runs = [llm.submit(one) for one in asked]
+            answers.append([tuple(token for event in run for token in event.tokens) for run in runs])
+            moves = getattr(llm._client, "moved", 0)
+    assert answers[0] == answers[1] and moves > 0

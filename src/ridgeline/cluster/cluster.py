@@ -65,6 +65,7 @@ class Cluster:
         self._turn = threading.Lock()  # one links at a time
         self._journeys: dict[str, Journey] = {}
         self._links: dict[tuple[str, str], int] = {}  # how often they were linked
+        self.moved = 0  # times that a running request has changed its engine
         self._closed: RidgelineError | None = None
         # One end of an engine may cost two: its links break before it is known to be gone.
         self._most_attempts = 2 * sum(place.engines) * (place.restarts + 1) + 1
@@ -234,7 +235,9 @@ class Cluster:
                     due = list(journey.take(event, at))
                 if journey.is_over:
                     self._journeys.pop(journey.request.id, None)
-                is_lost = finish == HANDED_ON and at != journey.prefill and not self._is_as_it_was(journey)
+                has_moved = finish == HANDED_ON and at != journey.prefill
+                self.moved += has_moved
+                is_lost = has_moved and not self._is_as_it_was(journey)
             if journey.is_over:
                 for other, client in engines.items():
                     if other != at and client is not None:
