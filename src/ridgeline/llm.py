@@ -34,9 +34,11 @@ from ridgeline.perf.intervals import ClientNote, ClientNotes
 from ridgeline.perf.joined import joined_ledger, one_after_another
 from ridgeline.perf.ledger import RequestLedger, RunLedger
 from ridgeline.perf.meters import Watch, open_meter
-from ridgeline.perf.observe import Seen, evidence_of
+from ridgeline.perf.observe import Seen, evidence_of, window_of
+from ridgeline.perf.pages import Pages
 from ridgeline.perf.recording import Recording
 from ridgeline.perf.summary import AccountSummary, summarise
+from ridgeline.perf.totals import Window
 from ridgeline.perf.verdict import Verdict, judge
 from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import Scored, TokenEvent
@@ -125,6 +127,7 @@ class LLM:
         self._described = describe(model, weights=self.config.weights)
         self._tokenizer = self._described.tokenizer()
         self._notes = ClientNotes()
+        self._pages = Pages()
         self._client: EngineClient | Cluster = connect(self.config, command)
         self._since_s = time.perf_counter()  # when the account began
         meter = open_meter()
@@ -339,7 +342,28 @@ class LLM:
             self._since_s = time.perf_counter()
         if isinstance(self._client, Cluster):
             return self._client.account(StepTable, reset=reset)
-        return {"": self._client.account(StepTable, reset=reset)}
+        with self._pages.lock:
+            table = self._pages.with_last(self._client.account(StepTable, reset=reset))
+            if reset:
+                self._pages.clear()
+            return {"": table}
+
+    def turn_page(self) -> Window | None:
+        """Close a page of the account, for whoever runs for weeks: what it says goes into sums (perf.totals), and only
+        the last pages are kept. None: several engines ran, each with its own account, which grows."""
+        client = self._client
+        if isinstance(client, Cluster):
+            return None
+        with self._pages.lock:
+            page = client.account(StepTable, turn=True, timeout_s=10.0)
+            self._pages.add(page)
+            if self._pages.begun_s is not None:
+                self._since_s = self._pages.begun_s
+        machine = load_or_measure(self.facts.threads)
+        metered = None if self.watch is None else self.watch.interval()
+        if self.watch is not None:
+            self.watch.restart()
+        return window_of(page, dict(self._notes.by_request), self.program, self.config, self.facts, machine, metered)
 
     def why(self, *, reset: bool = False, machine: Machine | None = None) -> Verdict:
         """What bounds this engine, live: the verdict of all since the start (or the last reset), idle time included.

@@ -86,12 +86,12 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(llm: LLM, *, keys: tuple[str, ...] = (), limits: Limits | None = None) -> Iterator[Live]:
+def live(llm: LLM, *, keys: tuple[str, ...] = (), limits: Limits | None = None, **door: Any) -> Iterator[Live]:
     """Listens on any free port; ends with a drain."""
     served = Served("tiny", llm, limits)
     listening = listen("127.0.0.1", 0)
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
-    server = Server(Door(served, Keys(keys)), listening, ready.put)
+    server = Server(Door(served, Keys(keys), **door), listening, ready.put)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:

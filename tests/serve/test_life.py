@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -193,6 +194,31 @@ def test_metrics_add_up(llm: LLM) -> None:
     blocks = [value for name, value in number.items() if name.startswith("blocks{")]
     assert len(blocks) == 3 and sum(blocks) > 0 and 0 <= number["kv_cache_usage_perc"] <= 1
     assert not re.search("alice|sk-", text.body.decode())
+    parts = [number[f"request_{name}_time_seconds_sum"] for name in ("prefill", "decode", "inference", "queue")]
+    assert parts[0] + parts[1] == pytest.approx(parts[2]) and parts[3] >= 0
+    assert number["request_inference_time_seconds_count"] == number["request_queue_time_seconds_count"] == 3
+    assert number["request_inference_time_seconds_sum"] <= number["e2e_request_latency_seconds_sum"]
+
+
+def test_metrics_hold_the_ledger_and_vllm_names(tiny: str) -> None:
+    with LLM(tiny, threads=1, kv_bytes=8 << 20) as own, live(own, is_aliasing=True) as server:
+        server.complete("what is shared by both of them", max_tokens=50)
+        server.complete("what is shared by both of them", max_tokens=50)
+        asyncio.run(server.served.metrics.windows.fresh(0.0))
+        totals = server.served.metrics.windows.totals
+        text = server("GET", "/metrics").body.decode()
+        verdict = server("GET", "/why").json  # of the pages that were turned, too
+        account = server.complete("hi", max_tokens=4, account=True).json["account"]
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    steps = [float(value) for name, value in lines.items() if name.startswith("ridgeline_step_time_seconds_total{")]
+    bound = [float(value) for name, value in lines.items() if name.startswith("ridgeline_bound_seconds_total{")]
+    assert sum(steps) == pytest.approx(totals.engine_s) and sum(steps) > 0
+    assert sum(bound) == pytest.approx(totals.engine_s + totals.idle_s)
+    assert any("energy_joules_total{" in name and 'source="estimate"' in name for name in lines)
+    assert lines['vllm:generation_tokens_total{model_name="tiny"}'] == lines["ridgeline_generation_tokens_total"]
+    assert 'vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="tiny"}' in lines
+    assert verdict["measured"]["steps"] >= 90 and account["choices"][0]["wall_ns"]
+    assert float(lines["ridgeline_prefix_cache_hits_total"]) > 0 and "prefix_lost" in text
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ridgeline.kit.errors import UserError
+
 from .options import Json, Model, engine_verb
 
 
@@ -29,6 +31,9 @@ def command(
     max_body_bytes: Annotated[int, typer.Option(help="Longest request body.")] = 16 << 20,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that accepted requests have after SIGTERM.")] = 30.0,
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")] = False,
+    metrics_alias: Annotated[
+        str | None, typer.Option(help="vllm: /metrics also says it under vLLM's names.", metavar="vllm")
+    ] = None,
     scripted: Annotated[
         str | None,
         typer.Option(help="Compute nothing: first token after, then one every, so many ms (150,10).", metavar="MS,MS"),
@@ -52,12 +57,14 @@ def command(
 
     if api_key is not None:
         print("warning: a key on the command line is visible with ps; use --api-key-file.", file=sys.stderr)
+    if metrics_alias not in (None, "vllm"):
+        raise UserError(f"--metrics-alias is {metrics_alias!r}; only vllm is known.")
     asked = Asked(
         model, name or model, host, port, api_key_file, api_key, options | {"max_sequences": max_sequences},
         open_metrics,
         Limits(
             body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout
         ),
-        scripted,
+        scripted, metrics_alias is not None,
     )  # fmt: skip
     raise typer.Exit(serve(asked, json=json))

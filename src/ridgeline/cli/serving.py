@@ -36,6 +36,7 @@ class Asked:
     open_metrics: bool
     limits: Limits
     scripted: str | None = None
+    is_aliasing: bool = False
 
 
 def serve(asked: Asked, *, json: bool) -> int:
@@ -48,7 +49,7 @@ def serve(asked: Asked, *, json: bool) -> int:
     with closing(listening):
         engine = _engine(asked, screen)
         with closing(engine), closing(Served(asked.name, engine, asked.limits)) as served:
-            door = Door(served, keys, open_metrics=asked.open_metrics)
+            door = Door(served, keys, open_metrics=asked.open_metrics, is_aliasing=asked.is_aliasing)
             server = Server(door, listening, lambda url: _announce(asked, url, json))
             server.run()
             return server.exit_code

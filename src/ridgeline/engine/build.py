@@ -241,5 +241,5 @@ def _facts(config: EngineConfig, described: Described, *, resident: int = 0, thr
         state_slots=promised.state_slots, state_bytes=promised.state_bytes,
         kv_bytes=promised.kv_bytes, kv_bytes_per_token=promised.kv_bytes_per_token, kv_blocks=promised.kv_blocks,
         block_tokens=BLOCK_TOKENS, step_tokens=config.step_tokens, max_sequences=config.max_sequences,
-        spec=config.spec or "",
+        spec=config.spec or "", prefix=config.prefix,
     )  # fmt: skip

@@ -112,6 +112,7 @@ class EngineClient:
         self._waiting: dict[str, Deliver] = {}
         self._accounts: queue.SimpleQueue[msgspec.Raw | RidgelineError] = queue.SimpleQueue()
         self._account_turn = threading.Lock()
+        self._accounts_due = 0
         self._stopped: RidgelineError | None = None
         self.pulse: Pulse | None = None  # the engine's last sign of life
         try:
@@ -164,18 +165,28 @@ class EngineClient:
         self._send(Cancel(request_id))
 
     @overload
-    def account(self, *, reset: bool = False, timeout_s: float = 60.0) -> dict[str, Any]: ...
+    def account(self, *, reset: bool = False, turn: bool = False, timeout_s: float = 60.0) -> dict[str, Any]: ...
     @overload
-    def account(self, kind: type[Table], *, reset: bool = False, timeout_s: float = 60.0) -> Table: ...
-    def account(self, kind: Any = dict[str, Any], *, reset: bool = False, timeout_s: float = 60.0) -> Any:
-        """What the engine's observer saw so far, read as `kind`. reset: it starts anew after answering."""
+    def account(
+        self, kind: type[Table], *, reset: bool = False, turn: bool = False, timeout_s: float = 60.0
+    ) -> Table: ...
+    def account(
+        self, kind: Any = dict[str, Any], *, reset: bool = False, turn: bool = False, timeout_s: float = 60.0
+    ) -> Any:  # fmt: skip
+        """What the engine's observer saw so far, read as `kind`. reset: it starts anew after answering; turn: it starts
+        a new page."""
         with self._account_turn:
             with self._lock:
                 if self._stopped is not None:
                     raise self._stopped
-            self._send(GetAccount(reset))
+            self._send(GetAccount(reset, turn))
+            self._accounts_due += 1
             try:
-                answer = self._accounts.get(timeout=timeout_s)
+                while self._accounts_due:  # an answer that came too late for who asked before is nobody's
+                    answer = self._accounts.get(timeout=timeout_s)
+                    self._accounts_due -= 1
+                    if isinstance(answer, RidgelineError):
+                        break
             except queue.Empty:
                 raise EngineStopped(f"the engine gave no account within {timeout_s:.0f} s; it may be stuck.") from None
         if isinstance(answer, RidgelineError):

@@ -140,8 +140,8 @@ def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, m
             event = engine.cancel(request_id) or (exchange.cancel(request_id) if exchange is not None else None)
             if event is not None:
                 frames.send(Tokens((event,)))
-        case GetAccount(reset):
-            frames.send(AccountReply(msgspec.Raw(msgspec.msgpack.encode(_account(engine, reset)))))
+        case GetAccount(reset, turn):
+            frames.send(AccountReply(msgspec.Raw(msgspec.msgpack.encode(_account(engine, reset, turn)))))
         case GetPulse():
             frames.send(engine.pulse())
         case Start() | Shutdown():
@@ -165,7 +165,7 @@ def _add(
         frames.send(Failed(kind_of(refusal), str(refusal), request.id))
 
 
-def _account(engine: Engine, reset: bool) -> object:
+def _account(engine: Engine, reset: bool, turn: bool) -> object:
     observer = engine.observer
     table, forget = getattr(observer, "table", None), getattr(observer, "reset", None)
     if table is None or forget is None:
@@ -175,6 +175,8 @@ def _account(engine: Engine, reset: bool) -> object:
         account = msgspec.structs.replace(account, memory=engine.scheduler.memory.report())
     if reset:
         forget()
+    elif turn and (turn_page := getattr(observer, "turn", None)) is not None:
+        turn_page()
     return account
 
 

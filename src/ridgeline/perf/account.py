@@ -4,6 +4,8 @@ Called by engine/ as its StepObserver. A step is only noted; notes are named by 
 when somebody reads or some have gathered; the rest is summary.py's. Refuses nothing: it never slows or stops a step.
 """
 
+# size: what is noted of a step, summed up and read: one owner of the arrays
+
 from __future__ import annotations
 
 import math
@@ -82,6 +84,7 @@ class StepTable(msgspec.Struct, frozen=True):
     account_ns: int = 0  # noting, and summing up between steps; what reading costs is the reader's
     shares: bytes = b""
     process: ProcessCounters | None = None  # what the system did to the engine's process meanwhile
+    begun_s: float = 0.0  # end of the step before the first, which is on the page before; 0: there is none
 
     def expert_counts(self) -> npt.NDArray[np.float64] | None:
         """[steps]; None unless every step counted them."""
@@ -119,19 +122,29 @@ class Account:
 
     def reset(self) -> None:
         """Forget everything seen."""
-        self._keeper.reset(self._last_end or 0.0)
+        self._phases = Phases()
+        self._notes: list[tuple[Any, ...]] = []  # steps and finished sequences in order, not summed yet
+        self._noted = 0
+        self._running: dict[SequenceId, int] = {}  # those met: the idle gap that ended with their first step, or -1
+        since_s, self._last_end = self._last_end, None
+        self._clear(since_s)
+
+    def turn(self) -> None:
+        """Begin a new page: the steps go (to whoever asked for the table), who runs and how far is known still. Pages
+        one after the other are the account, and none grows for ever (pages.py)."""
+        self._sum_up()
+        self._clear(self._last_end)
+        self._running = dict.fromkeys(self._running, -1)
+
+    def _clear(self, since_s: float | None) -> None:
+        self._begun_s = self._last_end or 0.0
+        self._keeper.reset(since_s or 0.0)
         self._shapes = array("q")
         self._times = array("d")
         self._shares = array("d")
         self._experts = array("d")
         self._line_ns: npt.NDArray[np.int64] | None = None
-        self._phases = Phases()
-        self._notes: list[tuple[Any, ...]] = []  # steps and finished sequences in order, not summed yet
-        self._noted = 0
-        self._running: dict[SequenceId, int] = {}  # those met: the idle gap that ended with their first step, or -1
         self._idle: list[list[float]] = []  # [begin, end, step]; end moves back to the arrival that ended it
-        self._host_s = 0.0
-        self._last_end = None
         self._native_calls = 0
         self._finished: dict[str, int] = {}
         self._preemptions = 0
@@ -174,7 +187,9 @@ class Account:
         if is_shared:
             begun, ended = self._times[::2], self._times[1::2]
             ran_s = sum((e - b) * share for b, e, share in zip(begun, ended, self._shares, strict=True))
-            gaps_s = max(ended) - min(begun) - ran_s
+            gaps_s = max(ended) - (self._begun_s or min(begun)) - ran_s
+        else:
+            gaps_s += self._times[0] - self._begun_s if self._begun_s and self._times else 0.0
         idle_s = sum(end - begin for begin, end, _ in self._idle)
         lines = self._line_ns if self._line_ns is not None else np.zeros((2 ** len(PHASES), 0), np.int64)
         return StepTable(
@@ -202,6 +217,7 @@ class Account:
             account_ns=self._spent_ns,
             shares=self._shares.tobytes() if is_shared else b"",
             process=read_counters().since(self._counters),
+            begun_s=self._begun_s,
         )
 
     # -- inside

@@ -1,8 +1,10 @@
 """From one engine's account to the evidence of a verdict: joins summary, binding, prices and waits."""
-# size: evidence_of takes each source of evidence by name
+# size: each source of evidence is taken by name
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ridgeline.engine.assemble import bind_as
@@ -14,8 +16,12 @@ from ridgeline.state.messages import EngineFacts
 from .account import StepTable
 from .cures import price
 from .evidence import Evidence, Waits, gather
-from .ledger import RunLedger
+from .intervals import ClientNote
+from .ledger import RunLedger, make_ledger
+from .meters import Interval
 from .summary import AccountSummary, summarise
+from .totals import Window
+from .verdict import judge
 
 TEXT = ("render", "tokenize", "grammar", "deliver")  # intervals of the request ledger
 
@@ -46,6 +52,25 @@ def evidence_of(
         tokenize_s=text_s(seen, waits), waits=waits, now=seen.now, foreign_share=seen.foreign_share,
         changes=price(config, table, program, machine, wall_s), answers_s=answers_s(summary, ledger),
     )  # fmt: skip
+
+
+def window_of(
+    page: StepTable, notes: Mapping[str, ClientNote], program: Program, config: EngineConfig, facts: EngineFacts,
+    machine: Machine, metered: Interval | None,
+) -> Window:  # fmt: skip
+    """One page of an endless account, read: its sums and its verdict. Settings are not priced, so nothing is slow."""
+    now_s = time.perf_counter()
+    if not page.times:
+        return Window(now_s, 0.0)
+    summary = summarise(page, program, machine, metered, config.activations)
+    ledger = make_ledger(page, notes, program, machine)
+    waits = waits_of(ledger)
+    seen = Seen("live", observed_s=summary.wall_s)
+    evidence = gather(
+        summary, bind_as(config, program), machine, config, facts, source=seen.source, observed_s=seen.observed_s,
+        tokenize_s=text_s(seen, waits), waits=waits, answers_s=answers_s(summary, ledger),
+    )  # fmt: skip
+    return Window(now_s, summary.wall_s, summary, judge(evidence))
 
 
 def answers_s(summary: AccountSummary, ledger: RunLedger) -> float:

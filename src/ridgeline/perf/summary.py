@@ -145,7 +145,7 @@ def summarise(
         if phase.shape.tokens.any()
     )
     busy_s, predicted_s, operators_s = float(step_s.sum()), float(predicted.sum()), float(table.lines().sum() * 1e-9)
-    wall_s = float(times[:, 1].max() - times[:, 0].min()) if work.steps else 0.0
+    wall_s = float(times[:, 1].max() - (table.begun_s or times[:, 0].min())) if work.steps else 0.0
     longest = max(phases, key=lambda phase: phase.seconds, default=None)
     return AccountSummary(
         phases=phases,

@@ -9,7 +9,7 @@ from html import escape
 from ridgeline.perf.replay import Replay
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, PANEL = 960, 400, 64, 84, 64, 380
-SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 SERIES = ("TTFT", "E2E")
 STYLE = """
   svg { --ink:#1f2328; --faint:#59636e; --rule:#d1d9e0; --page:#ffffff; --bad:#cf222e;

@@ -503,13 +503,13 @@ def _event(
     sequence: Sequence, at_s: float, chosen: tuple[int, ...], scored: tuple[Scored, ...], seen: Seen,
     finish: str | None = None, error: str | None = None,
 ) -> TokenEvent:  # fmt: skip
-    prompt_scored: tuple[Scored, ...] = ()
-    if sequence.scored and sequence.tokens_output == len(chosen):  # its first event
-        prompt_scored = tuple(sequence.scored)
+    is_first = sequence.tokens_output == len(chosen)
+    prompt_scored = tuple(sequence.scored) if is_first else ()
     return TokenEvent(
         sequence.request.id, chosen, at_s, scored, prompt_scored, finish, error,
         preemptions=sequence.preemptions, tokens_recomputed=sequence.tokens_recomputed,
         tokens_cached=sequence.tokens_cached,
         tokens_guessed=sequence.tokens_guessed, tokens_accepted=sequence.tokens_accepted,
         hidden=seen.hidden, length=seen.length,
+        planned_s=(sequence.first_scheduled_s or 0.0) if is_first else 0.0,
     )  # fmt: skip

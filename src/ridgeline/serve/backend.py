@@ -7,6 +7,7 @@ from typing import Protocol
 from ridgeline.engine.client import Deliver
 from ridgeline.perf.intervals import ClientNote
 from ridgeline.perf.ledger import RunLedger
+from ridgeline.perf.totals import Window
 from ridgeline.perf.verdict import Verdict
 from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.request import Request
@@ -49,6 +50,10 @@ class Backend(Protocol):
 
     def why(self) -> Verdict:
         """What bounds the engine since its start (or the last reset of its account)."""
+        ...
+
+    def turn_page(self) -> Window | None:
+        """Close a page of the account, so that it does not grow for ever; None: this backend keeps none."""
         ...
 
     def ledger(self, *, reset: bool = False) -> RunLedger: ...

@@ -33,15 +33,15 @@ LOG = logging.getLogger("ridgeline.serve")
 class Door:
     """keys: without any, everybody may ask. State of the server that endpoints reach as request.app."""
 
-    def __init__(self, served: Served, keys: Keys, *, open_metrics: bool = False) -> None:
+    def __init__(self, served: Served, keys: Keys, *, open_metrics: bool = False, is_aliasing: bool = False) -> None:
         self.served, self.keys = served, keys
         self.health = Health(served)
         self.document = document(served.name, served.facts.vocabulary, has_keys=bool(keys))
-        self.metrics = served.metrics
+        self.metrics, self.is_aliasing = served.metrics, is_aliasing
         self._open = OPEN | ({"/metrics"} if open_metrics else set())
         self.under_way = 0
         self._router = router()
-        self._heart: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -118,11 +118,11 @@ class Door:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._heart = asyncio.create_task(self.health.beat())
+                self._tasks = [asyncio.create_task(one) for one in (self.health.beat(), self.metrics.windows.run())]
                 await send({"type": "lifespan.startup.complete"})
             else:
-                if self._heart is not None:
-                    self._heart.cancel()
+                for task in self._tasks:
+                    task.cancel()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 

@@ -91,8 +91,14 @@ class Job:
             ttft_deadline_s=self._deadlines.first_s,
         )  # fmt: skip
         self._open.add(index)
-        deliver = functools.partial(self._deliver, index)
-        await asyncio.wrap_future(self._served.send(self._backend.submit_to, request, deliver, self._notes[index]))
+        await asyncio.wrap_future(self._served.send(self._hand_over, index, request))
+
+    def _hand_over(self, index: int, request: Request) -> None:
+        """On the sender's thread: the only one that asks the shadow index."""
+        track = self._tracks[index]
+        track.admitted_s = request.arrival_s or 0.0
+        track.known = self._served.metrics.shadow.look(request.prompt)
+        self._backend.submit_to(request, functools.partial(self._deliver, index), self._notes[index])
 
     async def deltas(self, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Delta, TokenEvent]]:
         """(index, what is new, its event) until every choice is finished. Refusal when one fails, Gone when nobody
@@ -108,7 +114,7 @@ class Job:
                 self._why = "error"
                 raise refused(EngineStopped(came.error or "the request was cancelled."))
             delta = choices[index].take(came)
-            self._served.metrics.came(self._tracks[index], len(delta.tokens))
+            self._served.metrics.came(self._tracks[index], len(delta.tokens), came)
             if delta.finish is not None:
                 self._finish(index, delta.finish, came)
             yield index, delta, came

@@ -18,6 +18,7 @@ from ridgeline.kit.errors import RidgelineError, UserError
 from ridgeline.models.load import describe
 from ridgeline.perf.intervals import ClientNote
 from ridgeline.perf.ledger import RunLedger
+from ridgeline.perf.totals import Window
 from ridgeline.perf.verdict import Verdict
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import EngineFacts, Pulse
@@ -90,7 +91,7 @@ class ScriptedEngine:
         facts = EngineFacts(
             model=model, name=spec.name, family=spec.family, is_random=False, vocabulary=spec.vocabulary,
             context=spec.context, context_model=spec.context, bos=spec.bos, eos=spec.eos, add_bos=spec.add_bos,
-            body="script", kv_blocks=BLOCKS, block_tokens=BLOCK_TOKENS, max_sequences=script.slots,
+            body="script", prefix=False, kv_blocks=BLOCKS, block_tokens=BLOCK_TOKENS, max_sequences=script.slots,
         )  # fmt: skip
         return cls(tokenizer, described.chat_template, facts, script)
 
@@ -121,6 +122,9 @@ class ScriptedEngine:
 
     def why(self) -> Verdict:
         raise UserError("a script computes nothing, so nothing bounds it; serve without --scripted.")
+
+    def turn_page(self) -> Window | None:
+        return None
 
     def ledger(self, *, reset: bool = False) -> RunLedger:
         return RunLedger((), {}, 0, 0, 0, 0)

@@ -67,7 +67,7 @@ class Served:
         self.queue = Queue(
             self.limits.queue_requests, self.limits.queue_wait_s, self.facts.max_sequences, lambda: backend.pulse
         )
-        self.metrics = Metrics(lambda: backend.pulse, lambda: self.age_s)
+        self.metrics = Metrics(backend, lambda: self.age_s)
         self.jobs: set[Job] = set()
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "ridgeline-tokenizer")
         self._sender = ThreadPoolExecutor(1, "ridgeline-sender")  # one: what is sent keeps its order

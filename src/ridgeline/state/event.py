@@ -39,3 +39,4 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     tokens_accepted: int = 0
     hidden: bytes = b""  # float32: last hidden state of the token before `tokens` (Request.hidden_every)
     length: float = 0.0  # output tokens it will have in the end, as just predicted (E6); 0: not predicted anew
+    planned_s: float = 0.0  # with the first event: when the engine first planned it, on the engine's clock

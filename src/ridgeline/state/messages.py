@@ -45,6 +45,7 @@ class EngineFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     step_tokens: int = 0
     max_sequences: int = 0
     load_s: float = 0.0
+    prefix: bool = True  # computed beginnings are kept for later requests
     spec: str = ""  # how tokens are guessed ahead; "": they are not
 
 
@@ -76,9 +77,11 @@ class Cancel(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class GetAccount(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """reset: start a new account after answering (a bench's warm-up ends here)."""
+    """reset: start a new account after answering (a bench's warm-up ends here). turn: start a new page of it: steps
+    are forgotten, who runs is not."""
 
     reset: bool = False
+    turn: bool = False
 
 
 class GetPulse(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

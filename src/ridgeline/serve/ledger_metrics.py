@@ -1,0 +1,82 @@
+"""LedgerMetrics: the engine's own account as Prometheus families: seconds by phase and operator, causes, joules.
+
+Sums of pages (windows.py), read when somebody scrapes. Joules that no meter saw say `estimate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ridgeline.perf.totals import Totals
+
+PREFIX = "ridgeline_"
+# vLLM gives these the same meaning and name after its own prefix
+VLLM = "vllm:"
+ALIASES = frozenset(
+    {
+        "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prefix_cache_queries",
+        "prefix_cache_hits", "prompt_tokens", "generation_tokens", "request_success", "num_preemptions",
+        "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
+        "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
+        "request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens",
+        "request_generation_tokens", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
+        "estimated_flops_per_gpu", "estimated_read_bytes_per_gpu",
+    }
+)  # fmt: skip
+
+
+class LedgerMetrics(Collector):
+    """totals: as they are when scraped."""
+
+    def __init__(self, totals: Callable[[], Totals]) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self._totals()
+        tables: tuple[tuple[str, str, tuple[str, ...], Mapping[Any, float]], ...] = (
+            ("step_time_seconds", "Engine time; rows sum to all that was busy.", ("phase", "op"), totals.step_s),
+            ("bound_seconds", "Engine time by the verdict of its page.", ("cause",), totals.bound_s),
+            ("energy_joules", "Above idle by phase; source says meter or estimate.", ("phase", "source"),
+             totals.energy_j),
+            ("phase_seconds", "Step time by phase.", ("phase",), totals.phase_s),
+        )  # fmt: skip
+        for name, about, labels, rows in tables:
+            family = CounterMetricFamily(PREFIX + name, about, labels=labels)
+            for key, value in rows.items():
+                family.add_metric([key] if isinstance(key, str) else list(key), value)
+            yield family
+        for name, about, value in (
+            ("engine_steps", "Steps computed.", totals.steps),
+            ("engine_idle_seconds", "Nobody had asked for anything.", totals.idle_s),
+            ("estimated_flops_per_gpu", "Counted from the Program.", totals.flops),
+            ("estimated_read_bytes_per_gpu", "Weights and KV, counted from the Program.", totals.read_bytes),
+        ):
+            yield CounterMetricFamily(PREFIX + name, about, value)
+        if (last := totals.last) is not None and last.verdict is not None and last.summary is not None:
+            verdict = GaugeMetricFamily(PREFIX + "verdict", "Share of the newest page's cause.", labels=["cause"])
+            verdict.add_metric([last.verdict.cause], last.verdict.share)
+            yield verdict
+            ratio = last.summary.measured_per_predicted
+            yield GaugeMetricFamily(PREFIX + "prediction_ratio_last", "Steps of the newest page, measured.", ratio)
+
+
+class Aliased(Collector):
+    """The families of another registry whose meaning vLLM shares, under its names and with its model_name."""
+
+    def __init__(self, families: Callable[[], Iterator[Metric]], model: str) -> None:
+        self._families, self._model = families, model
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families():
+            name = family.name.removeprefix(PREFIX)
+            if name not in ALIASES:
+                continue
+            alias = Metric(VLLM + name, family.documentation, family.type)
+            for sample in family.samples:
+                labels = {"model_name": self._model, **sample.labels}
+                alias.add_sample(VLLM + sample.name.removeprefix(PREFIX), labels, sample.value, sample.timestamp)
+            yield alias
