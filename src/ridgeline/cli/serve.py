@@ -34,6 +34,11 @@ def command(
     metrics_alias: Annotated[
         str | None, typer.Option(help="vllm: /metrics also says it under vLLM's names.", metavar="vllm")
     ] = None,
+    log_format: Annotated[str, typer.Option(help="text or json; off: no line a request.", metavar="NAME")] = "off",
+    log_file: Annotated[Path | None, typer.Option(help="Where lines go; default: stderr.", metavar="FILE")] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Send traces there (OTLP/HTTP); needs ridgeline[otel].", metavar="URL")
+    ] = None,
     scripted: Annotated[
         str | None,
         typer.Option(help="Compute nothing: first token after, then one every, so many ms (150,10).", metavar="MS,MS"),
@@ -65,6 +70,6 @@ def command(
         Limits(
             body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout
         ),
-        scripted, metrics_alias is not None,
+        scripted, metrics_alias is not None, log_format, log_file, otlp_endpoint,
     )  # fmt: skip
     raise typer.Exit(serve(asked, json=json))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM
 from ridgeline.run.machine import load_or_measure
+from ridgeline.serve import logs
 from ridgeline.serve.door import Door
 from ridgeline.serve.keys import Keys
 from ridgeline.serve.scripted import Script, ScriptedEngine
 from ridgeline.serve.served import Limits, Served
 from ridgeline.serve.server import Server, listen
+from ridgeline.serve.traces import Traces
 
 from .screen import Screen
 
@@ -37,6 +41,9 @@ class Asked:
     limits: Limits
     scripted: str | None = None
     is_aliasing: bool = False
+    log_format: str = "off"
+    log_file: Path | None = None
+    otlp_endpoint: str | None = None
 
 
 def serve(asked: Asked, *, json: bool) -> int:
@@ -45,14 +52,30 @@ def serve(asked: Asked, *, json: bool) -> int:
     keys = _keys(asked)
     if not keys and not _is_local(asked.host):
         print(f"warning: {asked.host} can be reached from elsewhere, and no key is needed.", file=sys.stderr)
+    if asked.log_file is not None and asked.log_format == "off":
+        raise UserError("--log-file needs --log-format text or json.")
+    traces = None if asked.otlp_endpoint is None else Traces.otlp(asked.otlp_endpoint, asked.name)
     listening = listen(asked.host, asked.port)
-    with closing(listening):
+    with closing(listening), _logging(asked), nullcontext() if traces is None else closing(traces):
         engine = _engine(asked, screen)
         with closing(engine), closing(Served(asked.name, engine, asked.limits)) as served:
+            served.traces = traces
             door = Door(served, keys, open_metrics=asked.open_metrics, is_aliasing=asked.is_aliasing)
             server = Server(door, listening, lambda url: _announce(asked, url, json))
             server.run()
             return server.exit_code
+
+
+@contextmanager
+def _logging(asked: Asked) -> Iterator[None]:
+    if asked.log_format == "off":
+        yield
+        return
+    writer = logs.begin(asked.log_format, asked.log_file)
+    try:
+        yield
+    finally:
+        logs.end(writer)
 
 
 def _engine(asked: Asked, screen: Screen) -> LLM | ScriptedEngine:

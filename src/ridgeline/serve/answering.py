@@ -79,6 +79,11 @@ async def answer(request: HttpRequest, shape: Shape, note: ClientNote) -> Respon
     notes = [ClientNote(note.begun_s, dict(before)) for _ in requests]
     check_open(request)
     job = Job(served, requests, notes, deadlines_of(request))
+    job.told = request.state.told
+    job.about = {
+        "route": request.url.path, "request_id": request.state.request_id,
+        "traceparent": request.headers.get("traceparent", ""),
+    }  # fmt: skip
     is_streaming = False
     await job.begin(request.receive)
     try:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -27,7 +28,9 @@ from .served import Served
 
 ONE_HEADER_BYTES = 8 << 10
 ID_CHARACTERS = 128
+SHOWN = 200
 LOG = logging.getLogger("ridgeline.serve")
+REQUESTS = logging.getLogger("ridgeline.serve.requests")  # nobody hears it unless logs were begun
 
 
 class Door:
@@ -65,16 +68,18 @@ class Door:
         name = secrets.token_hex(12)
         request_id = _given_id(scope) or name
         state = scope.setdefault("state", {})
-        state.update(name=name, tenant="", request_id=request_id)
+        told: dict[str, Any] = {}
+        state.update(name=name, tenant="", request_id=request_id, told=told)
+        began_s, status = time.perf_counter(), 0
         scope["app"] = self
         if len(scope["path"]) > 1:
             scope["path"] = scope["path"].rstrip("/") or "/"
         is_started = False
 
         async def sending(message: Message) -> None:
-            nonlocal is_started
+            nonlocal is_started, status
             if message["type"] == "http.response.start":
-                is_started = True
+                is_started, status = True, message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode("latin-1"))]
             await send(message)
 
@@ -90,6 +95,19 @@ class Door:
                 raise
             if response is not None:
                 await response(scope, receive, sending)
+        finally:
+            self._note(scope, status, time.perf_counter() - began_s, told)
+
+    def _note(self, scope: Scope, status: int, seconds: float, told: dict[str, Any]) -> None:
+        """One line a request; questions for its health only when they go wrong."""
+        if status == 200 and scope["path"] in OPEN:
+            return
+        state = scope["state"]
+        fields = {
+            "request_id": state["request_id"], "method": scope["method"], "path": scope["path"][:SHOWN],
+            "status": status, "seconds": round(seconds, 4), "tenant": state["tenant"] or None, **told,
+        }  # fmt: skip
+        REQUESTS.info("request", extra={"fields": fields})
 
     def _check(self, scope: Scope) -> None:
         if any(len(value) > ONE_HEADER_BYTES for _, value in scope["headers"]):

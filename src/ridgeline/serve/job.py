@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,8 @@ class Job:
         self._timers: list[asyncio.TimerHandle] = []
         self._watch: asyncio.Task[None] | None = None
         self._why = "abort"  # how choices end that close finds open
+        self.about: Mapping[str, str] = {}  # route, request_id, traceparent: for logs and traces
+        self.told: dict[str, Any] = {}  # filled when it is closed
 
     async def begin(self, receive: Receive) -> None:
         """Refusal when there is no room, or for what the engine would not take; then nothing is left running."""
@@ -122,7 +124,7 @@ class Job:
     def _finish(self, index: int, reason: str, last: TokenEvent) -> None:
         self._open.discard(index)
         self._notes[index].close(last.at_s, time.perf_counter(), {})
-        self._served.metrics.ended(self._tracks[index], reason, last)
+        self._ended(index, reason, last)
         self._served.queue.ended()
         if last.finish is None:  # a stop string ended it; the engine does not know yet
             self._cancel(index)
@@ -136,8 +138,14 @@ class Job:
         """Cancel what still runs. Idempotent."""
         for index in self._open:
             self._cancel(index)
-            self._served.metrics.ended(self._tracks[index], self._why, None)
+            self._ended(index, self._why, None)
         self._open.clear()
+        firsts = [track.first_s - track.begun_s for track in self._tracks if track.first_s is not None]
+        self.told.update(
+            prompt_tokens=sum(track.prompt_tokens for track in self._tracks), choices=len(self._tracks),
+            completion_tokens=sum(track.tokens for track in self._tracks),
+            ttft_s=round(min(firsts), 4) if firsts else None,
+        )  # fmt: skip
         for timer in self._timers:
             timer.cancel()
         if self in self._served.jobs:
@@ -146,6 +154,12 @@ class Job:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+    def _ended(self, index: int, reason: str, last: TokenEvent | None) -> None:
+        self._served.metrics.ended(self._tracks[index], reason, last)
+        self.told["ended"] = reason
+        if self._served.traces is not None:
+            self._served.traces.ended(self._tracks[index], reason, last, self.about)
 
     def _set_timers(self) -> None:
         waited_s = time.perf_counter() - self._notes[0].begun_s

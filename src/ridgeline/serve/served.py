@@ -26,6 +26,7 @@ from .refusal import Refusal, invalid, too_long
 
 if TYPE_CHECKING:
     from .job import Job
+    from .traces import Traces
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class Served:
         )
         self.metrics = Metrics(backend, lambda: self.age_s)
         self.jobs: set[Job] = set()
+        self.traces: Traces | None = None
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "ridgeline-tokenizer")
         self._sender = ThreadPoolExecutor(1, "ridgeline-sender")  # one: what is sent keeps its order
         vocabulary = range(min(self.tokenizer.size, self.facts.vocabulary))
