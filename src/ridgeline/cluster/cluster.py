@@ -140,8 +140,9 @@ class Cluster:
         if not known or len(known) < len(told):
             return None
         oldest = min(pulse.at_s for pulse in known)
-        counts = zip(*(msgspec.structs.astuple(pulse)[1:] for pulse in known), strict=True)
-        return Pulse(oldest, *(sum(column) for column in counts))
+        counts = zip(*(msgspec.structs.astuple(pulse)[1:-1] for pulse in known), strict=True)
+        whole = Pulse(oldest, *(sum(column) for column in counts))
+        return msgspec.structs.replace(whole, map=b"".join(pulse.map for pulse in known))
 
     def ask_pulse(self) -> None:
         for _, client in self._running():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ridgeline.kit.clock import Clock
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.event import TokenEvent
-from ridgeline.state.messages import EngineFacts, Pulse
+from ridgeline.state.messages import MAP_CELLS, EngineFacts, Pulse
 from ridgeline.state.plan import StepPlan, StepResult
 from ridgeline.state.ports import KeptState, StepObserver, StepRunner
 from ridgeline.state.request import Request
@@ -74,7 +74,7 @@ class Engine:
         free, held, cached = self.scheduler.memory.occupancy()
         return Pulse(
             self.clock.now(), self.scheduler.waiting, self.scheduler.running, free + held + cached, free, held, cached,
-            self.scheduler.preemptions, self.scheduler.tokens_recomputed,
+            self.scheduler.preemptions, self.scheduler.tokens_recomputed, self.scheduler.memory.picture(MAP_CELLS),
         )  # fmt: skip
 
     def check(self) -> None:

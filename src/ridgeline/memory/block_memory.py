@@ -234,6 +234,9 @@ class BlockMemory:
             "misses": dict(self._misses),
         }
 
+    def picture(self, cells: int) -> bytes:
+        return self.pool.picture(cells)
+
     def occupancy(self) -> tuple[int, int, int]:
         pools = self.pools
         return (

@@ -86,6 +86,9 @@ class RecurrentMemory:
     def report(self) -> dict[str, object]:
         return {"slots held": self.pool.held_blocks}
 
+    def picture(self, cells: int) -> bytes:
+        return self.pool.picture(cells)
+
     def occupancy(self) -> tuple[int, int, int]:
         return self.pool.free_blocks, self.pool.held_blocks, self.pool.cached_blocks
 

@@ -6,6 +6,7 @@ Times are the server's: from the last byte of a request read to an event being h
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ SECONDS = (
     640,
 )  # fmt: skip
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+RECENT = 512  # answers whose latencies the page shows
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
@@ -110,6 +112,10 @@ class Metrics:
         self._prompts = spread("request_prompt_tokens", "Prompt tokens of a choice.", SIZES)
         self._answers = spread("request_generation_tokens", "Tokens of a choice.", SIZES)
 
+        self.recent_ttft_s: deque[float] = deque(maxlen=RECENT)
+        self.recent_tpot_s: deque[float] = deque(maxlen=RECENT)
+        self.delivered = 0
+
     def _paged(self, window: Window) -> None:
         if window.summary is not None and window.summary.measured_per_predicted > 0:
             self._ratio.labels("steps").observe(window.summary.measured_per_predicted)
@@ -122,11 +128,13 @@ class Metrics:
         if track.first_s is None:
             track.first_s, track.made_s, track.planned_s = now_s, event.at_s, event.planned_s
             self._ttft.observe(now_s - track.begun_s)
+            self.recent_ttft_s.append(now_s - track.begun_s)
         elif track.last_s is not None:
             self._gap.observe(now_s - track.last_s)
         track.last_s = now_s
         track.tokens += tokens
         self._said.inc(tokens)
+        self.delivered += tokens
 
     def ended(self, track: Track, reason: str, last: TokenEvent | None) -> None:
         """reason: stop, length, abort, deadline or error. last: its last event, if any came."""
@@ -153,7 +161,9 @@ class Metrics:
         if track.first_s is not None and track.last_s is not None:
             self._e2e.observe(track.last_s - track.begun_s)
             if track.tokens > 1:
-                self._tpot.observe((track.last_s - track.first_s) / (track.tokens - 1))
+                tpot_s = (track.last_s - track.first_s) / (track.tokens - 1)
+                self._tpot.observe(tpot_s)
+                self.recent_tpot_s.append(tpot_s)
 
     def rejected(self, code: str) -> None:
         """By a stable code of ours: the set is small."""

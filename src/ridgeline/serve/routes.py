@@ -34,6 +34,7 @@ from .chat import chat
 from .completions import completions
 from .events import json_response
 from .health import health, live, ready
+from .live_page import FILES, LiveEngine, live_engine, page
 from .metrics import metrics
 from .refusal import Refusal
 from .served import DEFAULTS
@@ -108,6 +109,7 @@ OFFERS = (
     Offer("/props", props, Props),
     Offer("/metrics", metrics, str, kind="text/plain"),
     Offer("/why", why, Verdict),
+    Offer("/live", live_engine, LiveEngine),
     Offer("/version", version, Version),
     Offer("/openapi.json", openapi, dict[str, Any]),
     Offer("/health", health, Word, is_open=True, errors=(503,)),
@@ -115,7 +117,7 @@ OFFERS = (
     Offer("/health/ready", ready, Word, is_open=True, errors=(503,)),
     Offer("/ping", live, Word, is_open=True, errors=(503,)),
 )
-OPEN = frozenset(offer.path for offer in OFFERS if offer.is_open)
+OPEN = frozenset(offer.path for offer in OFFERS if offer.is_open) | frozenset(FILES)
 
 
 async def not_found(scope: Any, receive: Any, send: Any) -> None:
@@ -131,4 +133,5 @@ def router() -> Router:
     routes = [
         HttpRoute(offer.path.replace("{id}", "{id:path}"), offer.endpoint, methods=[offer.method]) for offer in OFFERS
     ]
+    routes += [HttpRoute(path, page, methods=["GET"]) for path in FILES]
     return Router(routes, redirect_slashes=False, default=not_found)

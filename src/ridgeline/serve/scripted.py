@@ -21,7 +21,7 @@ from ridgeline.perf.ledger import RunLedger
 from ridgeline.perf.totals import Window
 from ridgeline.perf.verdict import Verdict
 from ridgeline.state.event import TokenEvent
-from ridgeline.state.messages import EngineFacts, Pulse
+from ridgeline.state.messages import MAP_CELLS, EngineFacts, Pulse
 from ridgeline.state.request import Request
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -196,7 +196,9 @@ class ScriptedEngine:
     def _beat(self, now_s: float) -> Pulse:
         held = min(self._held, self.facts.kv_blocks)
         blocks = self.facts.kv_blocks
-        return Pulse(now_s, len(self._waiting), len(self._running), blocks, blocks - held, held)
+        full = held * MAP_CELLS // blocks
+        picture = bytes([0xF0] * full + [0] * (MAP_CELLS - full))
+        return Pulse(now_s, len(self._waiting), len(self._running), blocks, blocks - held, held, map=picture)
 
 
 def _letters(tokenizer: Tokenizer, facts: EngineFacts) -> tuple[int, ...]:

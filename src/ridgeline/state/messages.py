@@ -12,6 +12,7 @@ import msgspec
 from .event import TokenEvent
 from .request import Request
 
+MAP_CELLS = 256  # of a pool's picture: one byte each
 ErrorKind = Literal["user", "capacity", "invariant", "internal"]
 
 
@@ -118,6 +119,7 @@ class Pulse(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     blocks_cached: int = 0
     preemptions: int = 0
     tokens_recomputed: int = 0
+    map: bytes = b""  # the pool in at most MAP_CELLS cells: 16 x held + cached, in fifteenths of the cell
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

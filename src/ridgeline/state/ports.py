@@ -162,6 +162,10 @@ class SequenceMemory(Protocol):
         """Blocks free, held and cached, over all groups."""
         ...
 
+    def picture(self, cells: int) -> bytes:
+        """The first group's pool in at most so many cells: 16 x held + cached, each in fifteenths of the cell."""
+        ...
+
     def check(self) -> None:
         """Raise InvariantError unless free + held + cached = all blocks of every group (C1)."""
         ...
