@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ridgeline.llm import LLM
-from tests.cli.conftest import write_model
+from tests.cli.conftest import TEMPLATE, write_model
 
 from .live import KEY, Live, live
+
+TOOLS = "{% if tools %}<|start|>tools: {{ tools | tojson }} write <tool_call> {% endif %}{{ reasoning_effort or '' }}"
+CALLS = "{% for call in message.tool_calls or () %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+    """Knows tools and efforts too, which change nothing where they are not used."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    write_model(directory)
+    template = TOOLS + TEMPLATE.replace("{{ message.content }}", "{{ message.content }}" + CALLS)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|end|>"}))
+    return str(directory)
 
 
 @pytest.fixture(scope="session")

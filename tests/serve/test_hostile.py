@@ -167,3 +167,16 @@ def test_nothing_is_fetched_or_opened_because_a_request_said_so(server: Live) ->
     for name in ("../../etc/passwd", "http://169.254.169.254/", "file:///etc/passwd", "random:llama-3-8b"):
         assert server.chat(model=name).code == "model_not_found"
         assert server("GET", f"/v1/models/{name}").status == 404
+
+
+def test_pages_of_named_origins_may_ask(llm: LLM) -> None:
+    page, stranger = "https://page.example", "https://other.example"
+    with live(llm, keys=(KEY,), limits=Limits(cors=(page,))) as server:
+        asked = {"Origin": page, "Access-Control-Request-Method": "POST", "Authorization": ""}
+        preflight = server("OPTIONS", "/v1/chat/completions", headers=asked)
+        assert preflight.status == 204 and preflight.headers["access-control-allow-origin"] == page
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        assert server("OPTIONS", "/v1/models", headers={**asked, "Origin": stranger}).status == 401
+        assert server("GET", "/v1/models", headers={"Origin": page}).headers["access-control-allow-origin"] == page
+        for headers in ({"Origin": stranger}, {}):
+            assert "access-control-allow-origin" not in server("GET", "/v1/models", headers=headers).headers

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import json
+from typing import Any, Literal
 
 import pytest
 
@@ -13,6 +14,7 @@ from ridgeline.serve.served import Limits
 from .live import KEY, Live, live
 
 openai = pytest.importorskip("openai", reason="needs openai-python: pip install 'ridgeline[dev]'")
+pydantic = pytest.importorskip("pydantic", reason="comes with openai-python")
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -125,3 +127,54 @@ def test_a_cancelled_task_ends_the_request(keyed: Live) -> None:
             return len(keyed.served.jobs)
 
     assert asyncio.run(leave()) == 0
+
+
+class Fig(pydantic.BaseModel):
+    colour: Literal["green", "brown"]
+    ripe: bool
+
+
+WEATHER = {"name": "weather", "strict": True, "parameters": {
+    "type": "object", "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}}, "required": ["city"],
+    "additionalProperties": False}}  # fmt: skip
+
+
+def test_parse_with_a_pydantic_model(client: Any) -> None:
+    answer = client.chat.completions.parse(
+        model="tiny", messages=MESSAGES, response_format=Fig, max_tokens=300, temperature=0
+    )
+    assert isinstance(answer.choices[0].message.parsed, Fig)
+    with client.chat.completions.stream(
+        model="tiny", messages=MESSAGES, response_format=Fig, max_tokens=300, temperature=0
+    ) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == answer.choices[0].message.parsed
+
+
+def test_tools(client: Any) -> None:
+    fields = {"model": "tiny", "messages": MESSAGES, "tools": [{"type": "function", "function": WEATHER}],
+              "tool_choice": "required", "max_tokens": 300, "parallel_tool_calls": False}  # fmt: skip
+    answer = client.chat.completions.create(**fields)
+    (call,) = answer.choices[0].message.tool_calls
+    assert answer.choices[0].finish_reason == "tool_calls" and json.loads(call.function.arguments)["city"]
+    with client.chat.completions.stream(**fields) as stream:
+        kinds = {event.type for event in stream}
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    assert call.function.parsed_arguments["city"] in ("Rome", "Oslo")
+    followed = [*MESSAGES, answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    assert chat(client, messages=followed).choices[0].message.content
+
+
+def test_delete_cancels_a_request_of_the_same_key(client: Any, keyed: Live) -> None:
+    stream = chat(client, max_tokens=900, stream=True)
+    name = next(iter(stream)).id
+    stranger = keyed("DELETE", f"/v1/requests/{name}", headers={"Authorization": "Bearer sk-other"})
+    assert (stranger.status, stranger.code) == (404, "request_not_found")
+    assert keyed("DELETE", f"/v1/requests/{name}").json == {
+        "id": name,
+        "object": "request.cancelled",
+        "cancelled": True,
+    }
+    with pytest.raises(openai.APIError, match="cancelled by its caller"):
+        list(stream)
+    assert keyed("DELETE", f"/v1/requests/{name}").status == 404

@@ -148,7 +148,7 @@ def test_too_long_says_so_in_known_words(server: Live) -> None:
     ("fields", "code", "param"),
     [
         ({"temprature": 1}, "unknown_parameter", "temprature"),
-        ({"tools": []}, "unsupported_parameter", "tools"),
+        ({"web_search_options": {}}, "unsupported_parameter", "web_search_options"),
         ({"audio": {}}, "unsupported_parameter", "audio"),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "invalid_value", "messages[0].role"),

@@ -39,6 +39,10 @@ def command(
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="Send traces there (OTLP/HTTP); needs ridgeline[otel].", metavar="URL")
     ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may ask; repeat for more; *: any.", metavar="ORIGIN")
+    ] = None,
+    share_prefix: Annotated[bool, typer.Option("--share-prefix", help="Keys share computed beginnings.")] = False,
     scripted: Annotated[
         str | None,
         typer.Option(help="Compute nothing: first token after, then one every, so many ms (150,10).", metavar="MS,MS"),
@@ -68,7 +72,8 @@ def command(
         model, name or model, host, port, api_key_file, api_key, options | {"max_sequences": max_sequences},
         open_metrics,
         Limits(
-            body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout
+            body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout,
+            share_prefix=share_prefix, cors=tuple(cors or ()),
         ),
         scripted, metrics_alias is not None, log_format, log_file, otlp_endpoint,
     )  # fmt: skip

@@ -61,10 +61,30 @@ class TextLogprobs(Struct, frozen=True):
     text_offset: list[int]
 
 
+class WrittenFunction(Struct, frozen=True):
+    """arguments: JSON, as text. In pieces of a stream what is not new is left out."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class WrittenCall(Struct, frozen=True):
+    """index: in pieces of a stream only."""
+
+    function: WrittenFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+
+
 class Message(Struct, frozen=True):
+    """content: null when there are only calls."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[WrittenCall] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
@@ -84,11 +104,14 @@ class ChatCompletion(Struct, frozen=True):
     usage: Usage
     system_fingerprint: str
     account: Account | UnsetType = UNSET
+    truncated_prompt_tokens: int | UnsetType = UNSET
 
 
 class Delta(Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[WrittenCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True):
@@ -108,6 +131,7 @@ class ChatChunk(Struct, frozen=True):
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     account: Account | UnsetType = UNSET
+    truncated_prompt_tokens: int | UnsetType = UNSET
 
 
 class TextChoice(Struct, frozen=True):
@@ -129,6 +153,13 @@ class TextCompletion(Struct, frozen=True):
     choices: list[TextChoice]
     usage: Usage | UnsetType | None = UNSET
     account: Account | UnsetType = UNSET
+    truncated_prompt_tokens: int | UnsetType = UNSET
+
+
+class Cancelled(Struct, frozen=True):
+    id: str
+    object: Literal["request.cancelled"] = "request.cancelled"
+    cancelled: bool = True
 
 
 class ModelCard(Struct, frozen=True):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ridgeline.state.event import Scored, TokenEvent
+from ridgeline.text.hearing import Hearing, Part
 from ridgeline.text.stop import StopStrings
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -20,19 +21,25 @@ LEAST = -9999.0  # how minus infinity is written
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one event adds. offsets: per token, characters before it. finish: set on the last."""
+    """What one event adds. offsets: per token, characters before it. finish: set on the last. parts: the text taken
+    apart, when somebody listens for more than text."""
 
     text: str
     tokens: tuple[int, ...]
     scored: tuple[Scored, ...]
     offsets: tuple[int, ...]
     finish: str | None = None
+    parts: tuple[Part, ...] = ()
 
 
 class Choice:
-    """offset: characters of the prompt, where text_offset of the first token begins."""
+    """offset: characters of the prompt, where text_offset of the first token begins. hearing: takes the text apart."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], offset: int = 0) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], offset: int = 0, hearing: Hearing | None = None
+    ) -> None:
+        self._hearing = hearing
+        self.reasoning = 0  # tokens that were thoughts
         self._detokenizer = tokenizer.detokenizer()
         self._stop = StopStrings(stops)
         self._offset = offset
@@ -45,26 +52,37 @@ class Choice:
     def take(self, event: TokenEvent) -> Delta:
         """Once `finish` is set, later events are not for this choice any more."""
         shown, offsets = "", []
-        finish = event.finish
+        parts: list[Part] = []
+        finish, hearing = event.finish, self._hearing
         for place, token in enumerate(event.tokens):
             is_stop_id = event.finish == "stop" and place == len(event.tokens) - 1  # not text
             offsets.append(self._offset)
             text = "" if is_stop_id else self._detokenizer.push((token,))
             self._offset += len(text)
-            shown += self._stop.push(text)
+            safe = self._stop.push(text)
+            shown += safe
+            if hearing is not None:
+                self.reasoning += hearing.is_thinking
+                parts += hearing.push(safe)
             if self._stop.matched is not None:
                 finish = "stop"
                 break
         if finish is not None and self._stop.matched is None:
-            shown += self._stop.push(self._detokenizer.flush()) + self._stop.flush()
+            rest = self._stop.push(self._detokenizer.flush()) + self._stop.flush()
+            shown += rest
+            parts += hearing.push(rest) if hearing is not None else []
             finish = "stop" if self._stop.matched is not None else finish
+        if finish is not None and hearing is not None:
+            parts += hearing.flush()
         if self.first_s is None and event.tokens:
             self.first_s, self.cached = event.at_s, event.tokens_cached
         if event.tokens:
             self.last_s = event.at_s
         self.finish = finish
         self.tokens += len(offsets)
-        return Delta(shown, event.tokens[: len(offsets)], event.scored[: len(offsets)], tuple(offsets), finish)
+        return Delta(
+            shown, event.tokens[: len(offsets)], event.scored[: len(offsets)], tuple(offsets), finish, tuple(parts)
+        )
 
 
 # -- log-probabilities, in the two shapes

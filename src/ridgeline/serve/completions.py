@@ -20,6 +20,7 @@ from .answering import answer, begin_note, check_fields
 from .answers import Account, TextChoice, TextCompletion, TextLogprobs
 from .asks import CompletionRequest
 from .choice import Choice, Delta, joined, prompt_logprobs, text_logprobs
+from .constraint import grammar_of
 from .fields import MOST_CHOICES
 from .reading import parse
 from .refusal import invalid, too_long
@@ -45,7 +46,12 @@ async def completions(request: HttpRequest) -> Response:
     prompts = await served.off_loop(lambda: [encode(served, ask, prompt) for prompt in given])
     note.before["tokenize"] = request.state.since_ns() - began_ns
     shape = TextShape(served, ask, request.state.name, prompts)
+    if ask.truncate_prompt_tokens is not None and ask.echo:
+        raise invalid("`truncate_prompt_tokens` and `echo` do not go together.", "truncate_prompt_tokens")
+    shape.truncate()
     shape.read(given)
+    shape.grammar, param = grammar_of(ask)
+    await served.check_grammar(shape.grammar, param, note)
     return await answer(request, shape, note)
 
 
@@ -114,7 +120,9 @@ class TextShape(Shape):
         for place, ids in enumerate(self.prompts):
             if len(ids) + most > context:
                 raise too_long(context, len(ids), most, "prompt")
-            made += self.served.requests(asked, f"{name}-{place}", ids, most, tenant, logprobs=asked.logprobs, **more)
+            made += self.served.requests(
+                asked, f"{name}-{place}", ids, most, tenant, logprobs=asked.logprobs, grammar=self.grammar, **more
+            )
         return made
 
     # -- streamed
@@ -142,7 +150,12 @@ class TextShape(Shape):
         return self.texts[place] + delta.text, logprobs
 
     def closing(self, account: Account | UnsetType) -> TextCompletion:
-        return msgspec.structs.replace(self._chunk([]), usage=self.usage(), account=account)
+        return self._with_usage(self._chunk([]), account)
+
+    def _with_usage(self, chunk: TextCompletion, account: Account | UnsetType) -> TextCompletion:
+        return msgspec.structs.replace(
+            chunk, usage=self.usage(), account=account, truncated_prompt_tokens=self.truncated
+        )
 
     def _chunk(self, choices: list[TextChoice]) -> TextCompletion:
         return TextCompletion(
@@ -157,7 +170,7 @@ class TextShape(Shape):
 
     def whole(self, account: Account | UnsetType) -> TextCompletion:
         choices = [self._choice(index) for index in range(len(self.choices))]
-        return msgspec.structs.replace(self._chunk(choices), usage=self.usage(), account=account)
+        return self._with_usage(self._chunk(choices), account)
 
     def _choice(self, index: int) -> TextChoice:
         parts = self.collected[index]

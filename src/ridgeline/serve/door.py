@@ -29,6 +29,10 @@ from .served import Served
 ONE_HEADER_BYTES = 8 << 10
 ID_CHARACTERS = 128
 SHOWN = 200
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600",
+    "Access-Control-Allow-Headers": "authorization, content-type, x-request-id, x-deadline-ms, x-ttft-deadline-ms",
+}  # fmt: skip
 LOG = logging.getLogger("ridgeline.serve")
 REQUESTS = logging.getLogger("ridgeline.serve.requests")  # nobody hears it unless logs were begun
 
@@ -39,7 +43,11 @@ class Door:
     def __init__(self, served: Served, keys: Keys, *, open_metrics: bool = False, is_aliasing: bool = False) -> None:
         self.served, self.keys = served, keys
         self.health = Health(served)
-        self.document = document(served.name, served.facts.vocabulary, has_keys=bool(keys))
+        self.document = document(
+            served.name, served.facts.vocabulary, has_keys=bool(keys), has_tools=served.call_format is not None,
+            has_efforts=bool(served.efforts),
+        )  # fmt: skip
+        self._cors = frozenset(served.limits.cors)
         self.metrics, self.is_aliasing = served.metrics, is_aliasing
         self._open = OPEN | ({"/metrics"} if open_metrics else set())
         self.under_way = 0
@@ -75,15 +83,23 @@ class Door:
         if len(scope["path"]) > 1:
             scope["path"] = scope["path"].rstrip("/") or "/"
         is_started = False
+        allowed = self._allow_origin(scope)
 
         async def sending(message: Message) -> None:
             nonlocal is_started, status
             if message["type"] == "http.response.start":
                 is_started, status = True, message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode("latin-1"))]
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode("latin-1")),
+                    *allowed,
+                ]
             await send(message)
 
         try:
+            if allowed and scope["method"] == "OPTIONS" and _all(scope, b"access-control-request-method"):
+                await Response(None, 204, PREFLIGHT)(scope, receive, sending)  # browsers ask this without a key
+                return
             self._check(scope)
             await self._router(scope, receive, sending)
         except Exception as error:
@@ -108,6 +124,16 @@ class Door:
             "status": status, "seconds": round(seconds, 4), "tenant": state["tenant"] or None, **told,
         }  # fmt: skip
         REQUESTS.info("request", extra={"fields": fields})
+
+    def _allow_origin(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """Headers that let the page's script read the answer; none for a stranger."""
+        origins = _all(scope, b"origin")
+        if len(origins) != 1 or not ({"*", origins[0].decode("latin-1")} & self._cors):
+            return []
+        return [
+            (b"access-control-allow-origin", origins[0]), (b"vary", b"Origin"),
+            (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms, x-should-retry"),
+        ]  # fmt: skip
 
     def _check(self, scope: Scope) -> None:
         if any(len(value) > ONE_HEADER_BYTES for _, value in scope["headers"]):

@@ -5,16 +5,18 @@ Numbers: SERVING §7. A null is the same as no field.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 MOST_CHOICES = 512  # prompts x n of one request
+MOST_SCHEMA = 64 << 10  # bytes of one schema or grammar
 LONGEST = 2**31 - 1  # tokens; the context is far below
 
 Text = Annotated[str, Meta(max_length=1 << 24)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 Label = Annotated[str, Meta(max_length=512)]
+Salt = Annotated[str, Meta(min_length=1, max_length=512)]
 MOST_ID = 2**31 - 2  # the schema says the vocabulary instead
 TokenId = Annotated[int, Meta(ge=0, le=MOST_ID)]
 Tokens = Annotated[int, Meta(ge=1, le=LONGEST)]
@@ -34,6 +36,9 @@ LogitBias = Annotated[dict[BiasedId, Annotated[float, Meta(ge=-100, le=100)]], M
 StopIds = Annotated[list[TokenId], Meta(max_length=64)]
 Labels = Annotated[dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)]
 OnlyFalse = Annotated[bool, Meta(extra_json_schema={"enum": [False]})]
+OnlyTrue = Annotated[bool, Meta(extra_json_schema={"enum": [True]})]
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+JsonObject = dict[str, Any]  # how long and how deep is checked where it is read
 OnlyText = Annotated[list[Literal["text"]], Meta(min_length=1, max_length=1)]
 
 
@@ -46,10 +51,42 @@ class StreamOptions(Strict, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
-class TextFormat(Strict, kw_only=True):
-    """The one format there is: text."""
+class TextFormat(Strict, kw_only=True, tag_field="type", tag="text"):
+    """No format."""
 
-    type: Literal["text"]
+
+class ObjectFormat(Strict, kw_only=True, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
+class NamedSchema(Strict, kw_only=True):
+    """strict is always so: a schema is enforced in full or refused."""
+
+    name: FunctionName
+    schema: JsonObject | None = None
+    description: Annotated[str, Meta(max_length=4096)] | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(Strict, kw_only=True, tag_field="type", tag="json_schema"):
+    json_schema: NamedSchema
+
+
+ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
+
+
+Choices = Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(min_length=1, max_length=256)]
+
+
+class StructuredOutputs(Strict, kw_only=True):
+    """Exactly one: a JSON schema, any JSON object, a regular expression of the whole answer, texts to choose from, or a
+    grammar in llguidance's Lark."""
+
+    json: JsonObject | None = None
+    json_object: OnlyTrue | None = None
+    regex: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    choice: Choices | None = None
+    grammar: Annotated[str, Meta(min_length=1, max_length=MOST_SCHEMA)] | None = None
 
 
 class Generation(Strict, kw_only=True):
@@ -78,12 +115,12 @@ class Generation(Strict, kw_only=True):
     metadata: Labels | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: OnlyFalse | None = None
-    response_format: TextFormat | None = None
-    min_tokens: None = None
-    cache_salt: None = None
-    truncate_prompt_tokens: None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=LONGEST)] | None = None
+    cache_salt: Salt | None = None
+    truncate_prompt_tokens: Tokens | None = None
     prompt_logprobs: None = None
-    structured_outputs: None = None
 
     @property
     def wants_usage(self) -> bool:

@@ -112,6 +112,9 @@ class Job:
                 raise refused(came) if isinstance(came, RidgelineError) else came
             if index not in self._open:
                 continue  # made before the cancel arrived
+            if came.finish == "error" and self.requests[index].is_ruled:
+                self._why = "error"
+                raise invalid(came.error or "The grammar could not be followed.", None, "grammar_unenforceable")
             if came.finish in ("error", "cancelled"):
                 self._why = "error"
                 raise refused(EngineStopped(came.error or "the request was cancelled."))
@@ -133,6 +136,18 @@ class Job:
         """Whoever reads deltas gets it next."""
         self._why = why
         self._inbox.put_nowait((-1, error))
+
+    def answers_to(self, name: str, tenant: str) -> bool:
+        """Whether `name` is this request's, given by the same key: the id of its answer, with or without its prefix."""
+        bare = name.rpartition("-")[2]
+        return self.requests[0].tenant == tenant and self.requests[0].id.partition("-")[0] == bare
+
+    def stop(self) -> None:
+        """Somebody has asked for an early end: at once, not when somebody reads the inbox."""
+        for index in self._open:
+            self._cancel(index)
+        never = {"x-should-retry": "false"}
+        self.fail(Refusal(409, "cancelled", "The request was cancelled by its caller.", headers=never))
 
     def close(self) -> None:
         """Cancel what still runs. Idempotent."""

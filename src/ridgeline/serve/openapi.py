@@ -16,10 +16,23 @@ from .routes import OFFERS, Offer
 REFERENCE = "#/components/schemas/{name}"
 JSON = "application/json"
 EVENTS = "text/event-stream"
+TOOL_FIELDS = ("tools", "functions")
+SPOKEN = {"content": {"not": {"type": "null"}}}
+NO_CALLS = {"tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}
+# What a message needs depends on its role, which no type can say.
+ONLY: dict[str, dict[str, Any]] = {
+    **{role: {**SPOKEN, **NO_CALLS} for role in ("system", "developer", "user")},
+    "assistant": SPOKEN,
+    "tool": {**SPOKEN, **NO_CALLS, "tool_call_id": {"type": "string"}},
+}
+CALLING = {"role": {"enum": ["assistant"]}, "tool_calls": {"type": "array", "minItems": 1}}
 
 
-def document(model: str, vocabulary: int, *, has_keys: bool) -> dict[str, Any]:
-    """OpenAPI 3.1. model: the one that `model` fields may name. vocabulary: of its ids. has_keys: routes need one."""
+def document(
+    model: str, vocabulary: int, *, has_keys: bool, has_tools: bool = True, has_efforts: bool = True
+) -> dict[str, Any]:
+    """OpenAPI 3.1. model: the one that `model` fields may name. vocabulary: of its ids. has_keys: routes need one.
+    has_tools, has_efforts: whether the model knows such fields."""
     types: list[Any] = [ErrorBody, *PROMPTS]
     types += [one for offer in OFFERS for one in (offer.takes, offer.gives, offer.streams) if one is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
@@ -31,6 +44,15 @@ def document(model: str, vocabulary: int, *, has_keys: bool) -> dict[str, Any]:
     prompts = [schema_of[str(kind)] for kind in PROMPTS]
     components["CompletionRequest"]["properties"]["prompt"] = {"anyOf": prompts}
     components["TokenizeRequest"]["oneOf"] = [_given("prompt", "string"), _given("messages", "array")]
+    components["ChatMessage"]["anyOf"] = [
+        {"required": ["content"], "properties": {"role": {"enum": [role]}, **ONLY[role]}} for role in ONLY
+    ] + [{"required": ["tool_calls"], "properties": CALLING}]
+    for name in ("TokenizeRequest", "ChatRequest"):
+        if not has_tools and name == "ChatRequest":
+            for field in TOOL_FIELDS:
+                components[name]["properties"][field] = {"type": "null"}
+    if not has_efforts:
+        components["ChatRequest"]["properties"]["reasoning_effort"] = {"type": "null"}
     _bound_ids([components, prompts], vocabulary)
     paths: dict[str, Any] = {}
     for offer in OFFERS:

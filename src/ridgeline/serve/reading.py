@@ -13,8 +13,18 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from .asks import ChatMessage, ChatRequest, CompletionRequest, DetokenizeRequest, TextPart, TokenizeRequest
-from .fields import StreamOptions, Strict, TextFormat
+from .asks import (
+    CalledTool,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Function,
+    TextPart,
+    TokenizeRequest,
+    Tool,
+)
+from .fields import NamedSchema, SchemaFormat, StreamOptions, Strict, StructuredOutputs
 from .refusal import Refusal, invalid, nearest
 
 T = TypeVar("T", bound=Strict)
@@ -25,7 +35,10 @@ UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 NULL_ONLY = "Expected `null`, got "
 BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
-SHAPES = (*BODIES, ChatMessage, TextPart, StreamOptions, TextFormat)
+SHAPES = (
+    *BODIES, ChatMessage, CalledTool, Function, Tool, TextPart, StreamOptions, NamedSchema, SchemaFormat,
+    StructuredOutputs,
+)  # fmt: skip
 LINGER_S = 1.0
 SHOWN = 80  # characters of a name that is quoted back
 

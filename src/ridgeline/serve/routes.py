@@ -17,6 +17,7 @@ from ridgeline.perf.verdict import Verdict
 
 from .answering import served_by
 from .answers import (
+    Cancelled,
     ChatChunk,
     ChatCompletion,
     Detokenized,
@@ -55,10 +56,11 @@ class Offer:
     is_open: bool = False
     kind: str = "application/json"
     errors: tuple[int, ...] = ()
+    verb: str = ""
 
     @property
     def method(self) -> str:
-        return "GET" if self.takes is None else "POST"
+        return self.verb or ("GET" if self.takes is None else "POST")
 
 
 async def models(request: HttpRequest) -> Response:
@@ -73,6 +75,17 @@ async def model(request: HttpRequest) -> Response:
 def _card(request: HttpRequest) -> ModelCard:
     served = served_by(request)
     return ModelCard(served.name, served.created, served.context)
+
+
+async def cancel(request: HttpRequest) -> Response:
+    """End a request of the same key, wherever it is. Its caller gets 409 or an error event."""
+    name = request.path_params["id"]
+    found = [job for job in served_by(request).jobs if job.answers_to(name, request.state.tenant)]
+    if not found:
+        raise Refusal(404, "request_not_found", "No such request of this key is under way.", param="id")
+    for job in found:
+        job.stop()
+    return json_response(Cancelled(name))
 
 
 async def version(request: HttpRequest) -> Response:
@@ -95,7 +108,7 @@ async def openapi(request: HttpRequest) -> Response:
 
 
 BODY_ERRORS = (400, 404, 408, 413, 415)
-BUSY = (429, 503)
+BUSY = (409, 429, 503)
 OFFERS = (
     Offer("/v1/chat/completions", chat, ChatCompletion, ChatRequest, ChatChunk, errors=(*BODY_ERRORS, *BUSY)),
     Offer(
@@ -103,6 +116,7 @@ OFFERS = (
     ),
     Offer("/v1/models", models, ModelList),
     Offer("/v1/models/{id}", model, ModelCard, errors=(404,)),
+    Offer("/v1/requests/{id}", cancel, Cancelled, errors=(404,), verb="DELETE"),
     Offer("/tokenize", tokenize, Tokenized, TokenizeRequest, errors=BODY_ERRORS),
     Offer("/detokenize", detokenize, Detokenized, DetokenizeRequest, errors=BODY_ERRORS),
     Offer("/tokenizer_info", tokenizer_info, TokenizerInfo),

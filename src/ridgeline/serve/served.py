@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ridgeline.kit.errors import UserError
 from ridgeline.kit.version import __version__
 from ridgeline.perf.intervals import ClientNote
-from ridgeline.state.request import Request, Sampling
+from ridgeline.state.request import Grammar, Request, Sampling
+from ridgeline.text.hearing import THINK, call_format
+from ridgeline.text.judge import Judge
 from ridgeline.text.template import ChatTemplate
 
 from .admission import Queue
-from .asks import ChatMessage, ChatRequest, TokenizeRequest
+from .asks import ChatRequest, TokenizeRequest
 from .backend import Backend
+from .conversation import plain
 from .fields import Generation
 from .metrics import Metrics
 from .refusal import Refusal, invalid, too_long
@@ -34,6 +37,7 @@ SEED_MASK = 2**63 - 1
 DEFAULTS: Mapping[str, float | int] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 16}
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "tokenize", "documents"})
 TOKENIZER_THREADS = 2
+MOST_JUDGED = 16
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Limits:
     stall_s: float = 60.0
     drain_s: float = 30.0
     stalled_s: float = 5.0
+    share_prefix: bool = False  # between keys
+    cors: tuple[str, ...] = ()  # origins whose pages may ask; `*`: any
 
 
 class Served:
@@ -64,6 +70,12 @@ class Served:
         self.created = int(time.time())
         source = backend.chat_template
         self._template = None if source is None else ChatTemplate(source)
+        self.call_format = call_format(source or "")
+        self.thinks = THINK in (source or "")
+        self.efforts = [word for word in ("reasoning_effort", "enable_thinking") if word in (source or "")]
+        self._judge = Judge(self.tokenizer, self.facts.vocabulary, self.facts.eos)
+        self._judging = ThreadPoolExecutor(1, "ridgeline-judge")
+        self._judged = 0  # grammars that wait for their verdict
         self.began_s = time.perf_counter()
         self.queue = Queue(
             self.limits.queue_requests, self.limits.queue_wait_s, self.facts.max_sequences, lambda: backend.pulse
@@ -101,7 +113,28 @@ class Served:
         does not fit into a socket's buffer."""
         return self._sender.submit(work, *arguments)
 
+    async def check_grammar(self, grammar: Grammar | None, param: str, note: ClientNote) -> None:
+        """400 `grammar_unenforceable`, after at most some seconds; 429 when too many wait for their verdicts."""
+        if grammar is None:
+            return
+        if self._judged >= MOST_JUDGED:
+            raise Refusal(
+                429, "queue_full", f"{self._judged} grammars wait to be compiled; come back.",
+                headers={"Retry-After": "5", "retry-after-ms": "5000"},
+            )  # fmt: skip
+        began_ns = time.perf_counter_ns()
+        self._judged += 1
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._judging, self._judge.check, grammar)
+        except UserError as error:
+            raise invalid(f"`{param}`: {error}", param, "grammar_unenforceable") from None
+        finally:
+            self._judged -= 1
+            note.before["grammar"] = time.perf_counter_ns() - began_ns
+
     def close(self) -> None:
+        self._judging.shutdown(wait=False, cancel_futures=True)
+        self._judge.close()
         self._sender.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -115,14 +148,19 @@ class Served:
             ids = [self.tokenizer.bos, *ids]
         return tuple(ids)
 
-    def encode_chat(self, ask: ChatRequest | TokenizeRequest, note: ClientNote) -> tuple[int, ...]:
-        """A conversation through the model's own template. What callers wrote never becomes a control token."""
+    def encode_chat(
+        self, ask: ChatRequest | TokenizeRequest, note: ClientNote, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[tuple[int, ...], bool]:
+        """A conversation through the model's own template, and whether it ends inside thoughts. What callers wrote
+        never becomes a control token."""
         if self._template is None:
             raise invalid(f"{self.name} has no chat template; use /v1/completions.", "messages", "template_error")
         values: dict[str, Any] = dict(ask.chat_template_kwargs or {})
         if reserved := RESERVED & set(values):
             raise invalid(f"chat_template_kwargs may not set {sorted(reserved)[0]!r}.", "chat_template_kwargs")
-        messages = [_plain(message) for message in ask.messages or ()]
+        if tools:
+            values["tools"] = tools
+        messages = [plain(message, place) for place, message in enumerate(ask.messages or ())]
         began_ns = time.perf_counter_ns()
         try:
             text = self._template.render(
@@ -136,7 +174,7 @@ class Served:
         self.check_bytes(text, "messages")
         ids = tuple(self.tokenizer.encode(text, add_bos=False, special=True))
         note.before["tokenize"] = time.perf_counter_ns() - rendered_ns
-        return ids
+        return ids, text.rstrip().endswith(THINK)
 
     def check_bytes(self, text: str, param: str) -> None:
         """Before tokenising: bytes over the longest token are the fewest tokens it can have."""
@@ -153,7 +191,7 @@ class Served:
 
     # -- asks into requests
 
-    def sampling(self, ask: Generation, logprobs: int | None, *, seed: int) -> Sampling:
+    def sampling(self, ask: Generation, logprobs: int | None, *, seed: int, grammar: Grammar | None = None) -> Sampling:
         """What was not given has the server's defaults."""
         top_p = _or(ask.top_p, DEFAULTS["top_p"])
         top_k = max(ask.top_k or 0, 0)
@@ -162,7 +200,7 @@ class Served:
             top_p=top_p or 1.0, min_p=ask.min_p or 0.0, repetition_penalty=ask.repetition_penalty or 1.0,
             presence_penalty=ask.presence_penalty or 0.0, frequency_penalty=ask.frequency_penalty or 0.0,
             logit_bias={int(token): bias for token, bias in (ask.logit_bias or {}).items()},
-            seed=seed, logprobs=logprobs,
+            seed=seed, logprobs=logprobs, grammar=grammar,
         )  # fmt: skip
         try:
             sampling.check(self.facts.vocabulary)
@@ -175,22 +213,25 @@ class Served:
     ) -> list[Request]:  # fmt: skip
         """One for every choice."""
         seed = secrets.randbits(63) if ask.seed is None else ask.seed & SEED_MASK
-        sampling = self.sampling(ask, more.pop("logprobs", None), seed=seed)
+        grammar, least = more.pop("grammar", None), ask.min_tokens or 0
+        sampling = self.sampling(ask, more.pop("logprobs", None), seed=seed, grammar=grammar)
+        if least > max_tokens:
+            raise invalid(f"`min_tokens` is {least}; at most {max_tokens} tokens are made.", "min_tokens")
+        if grammar is not None and ask.ignore_eos:
+            raise invalid("`ignore_eos` is against the grammar, which ends the answer; leave it out.", "ignore_eos")
         self.check_ids(ask.stop_token_ids or [0], "stop_token_ids")
         make = functools.partial(
             Request, prompt=prompt, max_tokens=max_tokens, sampling=sampling, ignore_stop=bool(ask.ignore_eos),
-            stop_ids=(*self.facts.eos, *(ask.stop_token_ids or ())), priority=ask.priority or 0, tenant=tenant, **more,
+            stop_ids=(*self.facts.eos, *(ask.stop_token_ids or ())), priority=ask.priority or 0, tenant=tenant,
+            min_tokens=least, salt=self.salt(ask, tenant), **more,
         )  # fmt: skip
         return [make(id=f"{name}-{choice}", choice=choice) for choice in range(ask.n or 1)]
+
+    def salt(self, ask: Generation, tenant: str) -> str:
+        """Who shares computed beginnings: the same key, unless all may, and the same salt of the caller's."""
+        own = ask.cache_salt or getattr(ask, "prompt_cache_key", None) or ""
+        return f"{'' if self.limits.share_prefix else tenant}\0{own}" if own or tenant else ""
 
 
 def _or(given: float | None, default: float) -> float:
     return default if given is None else given
-
-
-def _plain(message: ChatMessage) -> dict[str, Any]:
-    """A message as templates know it."""
-    content = message.content
-    text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": text} | ({} if message.name is None else {"name": message.name})

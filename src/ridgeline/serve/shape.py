@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from ridgeline.state.event import TokenEvent
-from ridgeline.state.request import Request
+from ridgeline.state.request import Grammar, Request
 
 from .answers import Account, CompletionDetails, PromptDetails, Usage
 from .choice import Choice, Delta
@@ -31,6 +31,8 @@ class Shape(ABC):
         self.id, self.created = f"{self.prefix}{name}", int(time.time())
         self.each = ask.n or 1
         self.asked = ask
+        self.grammar: Grammar | None = None
+        self.truncated: int | UnsetType = UNSET  # tokens of prompts that were cut off, as asked
         self.choices = [Choice(served.tokenizer, ask.stops) for _ in range(len(prompts) * self.each)]
 
     @abstractmethod
@@ -65,7 +67,15 @@ class Shape(ABC):
             min(len(ids), min(choice.cached for choice in self.choices[place * self.each : (place + 1) * self.each]))
             for place, ids in enumerate(self.prompts)
         )
-        return Usage(prompt, completion, prompt + completion, PromptDetails(cached), CompletionDetails())
+        reasoning = sum(choice.reasoning for choice in self.choices)
+        return Usage(prompt, completion, prompt + completion, PromptDetails(cached), CompletionDetails(reasoning))
+
+    def truncate(self) -> None:
+        """Keep the end of every prompt, as `truncate_prompt_tokens` says; the answer tells how much went."""
+        most = self.asked.truncate_prompt_tokens
+        if most is not None:
+            self.truncated = sum(max(0, len(ids) - most) for ids in self.prompts)
+            self.prompts = [ids[-most:] for ids in self.prompts]
 
     @property
     def running(self) -> Usage | UnsetType | None:

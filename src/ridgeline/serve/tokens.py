@@ -10,6 +10,7 @@ from .answering import begin_note, served_by
 from .answers import Detokenized, Tokenized, TokenizerInfo
 from .asks import DetokenizeRequest, TokenizeRequest
 from .choice import spell
+from .conversation import described
 from .events import json_response
 from .reading import parse
 from .refusal import invalid
@@ -25,7 +26,8 @@ async def tokenize(request: HttpRequest) -> Response:
     if (ask.prompt is None) == (ask.messages is None):
         raise invalid("Give either `prompt` or `messages`.", "prompt")
     if ask.messages is not None:
-        ids = await served.off_loop(lambda: served.encode_chat(ask, note))
+        tools = tuple(described(tool) for tool in ask.tools or ())
+        ids, _ = await served.off_loop(lambda: served.encode_chat(ask, note, tools))
     else:
         text, bos, special = ask.prompt or "", ask.add_special_tokens is not False, ask.parse_special is not False
         ids = await served.off_loop(lambda: served.encode(text, special=special, bos=bos))

@@ -40,7 +40,7 @@ class StopStrings:
             _, place, self.matched = min(found)
             self._held = ""
             return pending[:place]
-        keep = max(_overlap(pending, stop) for stop in self._stops)
+        keep = max(overlap(pending, stop) for stop in self._stops)
         cut = len(pending) - keep
         self._held = pending[cut:]
         return pending[:cut]
@@ -51,7 +51,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -77,7 +77,7 @@ class ChatTemplate:
         """See render_chat."""
         shielded = [_shielded(message, tokenizer.shield) for message in _checked(messages)]
         values = {
-            **values,
+            **_shielded(values, tokenizer.shield),
             "bos_token": "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos], skip_special=False),
             "eos_token": tokenizer.decode(tokenizer.eos[:1], skip_special=False),
         }
@@ -134,11 +134,11 @@ def _checked(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def _shielded(value: Any, shield: Callable[[str], str]) -> Any:
-    """A copy with every string shielded; keys are names of fields and stay."""
+    """A copy with every string shielded, keys too: those of a tool's parameters are the caller's."""
     if isinstance(value, str):
         return shield(value)
     if isinstance(value, Mapping):
-        return {key: _shielded(item, shield) for key, item in value.items()}
+        return {_shielded(key, shield): _shielded(item, shield) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_shielded(item, shield) for item in value]
     return value
