@@ -2,6 +2,7 @@
 
 Watches the caller's connection as long as it lives, also while nothing has been computed yet.
 """
+# size: Job: every way to end has its method
 
 from __future__ import annotations
 
