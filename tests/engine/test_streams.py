@@ -119,6 +119,7 @@ def test_the_ledger_gives_every_nanosecond_to_one(tmp_path) -> None:
     engine.close()
     table = observers[0].table()
     assert (table.step_shares() < 1).any() and len(table.step_shares()) == len(table.step_times())
+    assert 0.0 < table.unshared_s <= table.host_s
     ledger = make_ledger(table)
     assert len(ledger.requests) == len(LENGTHS) and not ledger.partial
     assert all(sum(one.wall_ns.values()) == one.e2e_ns for one in ledger.requests)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ridgeline.perf.overlap import cut, owned_ns, unowned_ns
+from ridgeline.perf.overlap import covered_s, cut, owned_ns, unowned_ns
 
 
 def ints(*numbers: int) -> np.ndarray:
@@ -22,6 +22,10 @@ def test_a_long_step_and_two_short_ones_beside_it() -> None:
     assert owned.tolist() == [15, 9, 50]
     # 10..40: nothing is left; 40..42: half of 2; 42..60: nothing; 60..110: half of 50
     assert unowned_ns(began, ended, shares, owned, ints(0, 0, 0)).tolist() == [0, 1, 25]
+
+
+def test_time_in_which_any_step_ran() -> None:
+    assert covered_s(np.array([[10, 40], [42, 60], [10, 110], [120, 121]], float)) == 101.0
 
 
 def test_what_a_request_sees() -> None:

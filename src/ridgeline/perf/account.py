@@ -25,6 +25,7 @@ from ridgeline.state.plan import Entry, SequenceId, StepPlan, StepResult
 from ridgeline.state.sequence import Sequence
 from ridgeline.state.transfer import LoadBlock
 
+from .overlap import covered_s
 from .phases import DRAFT, PHASES, UNKNOWN, Phases
 from .process_counters import ProcessCounters, read_counters
 from .timeline import Timeline, TimelineKeeper
@@ -105,6 +106,11 @@ class StepTable(msgspec.Struct, frozen=True):
         """[steps] seconds of the whole machine."""
         times = self.step_times()
         return np.asarray((times[:, 1] - times[:, 0]) * self.step_shares(), np.float64)
+
+    @property
+    def unshared_s(self) -> float:
+        """Of host_s: a step ran, and the rest of the machine had none."""
+        return max(0.0, covered_s(self.step_times()) - float(self.step_seconds().sum())) if self.shares else 0.0
 
     def lines(self) -> npt.NDArray[np.int64]:
         return np.frombuffer(self.line_ns, np.int64).reshape(2 ** len(PHASES), -1)

@@ -74,6 +74,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     observed_s: float
     step_s: float
     host_s: float
+    unshared_s: float = 0.0  # a step ran, and the rest of the machine had none
     operators_s: float
     between_s: float
     answers_s: float = 0.0
@@ -121,7 +122,7 @@ def gather(
     tiers_s = summary.transfers_s or None
     return Evidence(
         source=source, model=facts.model, observed_s=max(summary.wall_s, observed_s or 0.0), step_s=summary.step_s,
-        host_s=summary.host_s, operators_s=summary.operators_s,
+        host_s=summary.host_s, unshared_s=summary.unshared_s, operators_s=summary.operators_s,
         between_s=max(0.0, summary.between_operators_s - summary.transfers_s - answers_s), answers_s=answers_s,
         predicted_s=summary.predicted_s, roof_s=sum(phase.roof_s for phase in summary.phases), phases_s=phases,
         parts=_parts(summary, bound), achieved=_achieved(summary, machine), steps=summary.steps,
@@ -190,7 +191,9 @@ def quantities(evidence: Evidence) -> dict[str, float]:
     sample_s = evidence.answers_s + sum(part.seconds for part in evidence.parts if part.kind == "sample")
     if calls < ONE_CALL:  # nothing was dispatched in between: threads waited for the one that chose the last token
         sample_s += evidence.between_s
-    idle_s = max(0.0, observed_s - evidence.step_s - evidence.host_s - (evidence.tokenize_s or 0.0))
+    idle_s = max(
+        0.0, observed_s - evidence.step_s - evidence.host_s - evidence.unshared_s - (evidence.tokenize_s or 0.0)
+    )
     found: dict[str, float | None] = {
         "steps": float(evidence.steps),
         "is timed": float(evidence.operators_s > 0),

@@ -37,6 +37,13 @@ def unowned_ns(began: Integers, ended: Integers, shares: Doubles, owned: Integer
     return found
 
 
+def covered_s(times: Doubles) -> float:
+    """Seconds in which any step ran. times: [steps][began, ended]."""
+    order = times[np.argsort(times[:, 0], kind="stable")]
+    until = np.concatenate([order[:1, 0], np.maximum.accumulate(order[:, 1])[:-1]])
+    return float(np.maximum(0.0, order[:, 1] - np.maximum(order[:, 0], until)).sum())
+
+
 def cut(
     began: Integers, ended: Integers, own: npt.NDArray[np.bool_], arrival: int, end: int
 ) -> list[tuple[int, int, int, bool]]:

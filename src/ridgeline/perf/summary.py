@@ -78,7 +78,8 @@ class OtherSummary(msgspec.Struct, frozen=True):
 
 
 class AccountSummary(msgspec.Struct, frozen=True):
-    """wall_s = step_s + host_s + idle_s + residual_s; step_s = operators_s + between_operators_s if timed.
+    """wall_s = step_s + host_s + unshared_s + idle_s + residual_s; step_s = operators_s + between_operators_s if timed.
+    unshared_s: a step ran with its share of the machine, and the rest of it had none.
 
     bound: the roof of the phase that took longest, or "host" when steps are not the larger part of the busy time.
     """
@@ -118,6 +119,7 @@ class AccountSummary(msgspec.Struct, frozen=True):
     energy: EnergySummary | None = None  # None: nothing ran
     points: tuple[OperatorPoint, ...] = ()  # every timed operator in every phase, the longest first
     set_bytes: int = 0  # of the weights, which decide the read bandwidth that is the roof
+    unshared_s: float = 0.0
 
     def phase(self, name: str) -> PhaseSummary | None:
         return next((phase for phase in self.phases if phase.name == name), None)
@@ -154,7 +156,7 @@ def summarise(
         mixed_steps=work.mixed_steps,
         wall_s=wall_s,
         step_s=busy_s,
-        host_s=table.host_s,
+        host_s=table.host_s - table.unshared_s,
         idle_s=table.idle_s,
         residual_s=wall_s - busy_s - table.host_s - table.idle_s,
         operators_s=operators_s,
@@ -180,6 +182,7 @@ def summarise(
         energy=energy(_run(table, work, phases, wall_s), machine, metered) if work.steps else None,
         points=_points(work.parts, machine, weight_bytes(program)),
         set_bytes=weight_bytes(program),
+        unshared_s=table.unshared_s,
         process=table.process,
         sequences_mean=float(np.mean(work.whole.sequences)) if work.steps else 0.0,
         sequences_most=int(np.max(work.whole.sequences)) if work.steps else 0,

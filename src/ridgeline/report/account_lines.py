@@ -88,6 +88,8 @@ def _times(summary: AccountSummary, is_random: bool) -> str:
         for phase in summary.phases
     ]
     parts.append(f"between steps {seconds(summary.host_s)}")
+    if summary.unshared_s:
+        parts.append(f"threads without a step beside one {seconds(summary.unshared_s)}")
     note = " [random weights: times are real, words are not]" if is_random else ""
     return "Time       " + "; ".join(parts) + note
 

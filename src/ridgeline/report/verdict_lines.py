@@ -64,6 +64,8 @@ def time_rows(evidence: Evidence) -> list[tuple[str, ...]]:
         "steps": evidence.step_s, "between steps": evidence.host_s,
         "text to tokens and back": evidence.tokenize_s or 0.0,
     }  # fmt: skip
+    if evidence.unshared_s:
+        spent["threads without a step beside one"] = evidence.unshared_s
     rows: list[tuple[str, ...]] = [
         (name, seconds(value), _share(value, evidence.observed_s)) for name, value in spent.items()
     ]
