@@ -128,7 +128,7 @@ def test_calls_and_their_answers_go_back_in(server: Live) -> None:
     bad = [messages[0], {"role": "tool", "content": "x"}]
     assert server.chat(messages=bad).json["error"]["param"] == "messages[1].tool_call_id"
     broken = {**call, "function": {"name": "weather", "arguments": "no"}}
-    assert server.chat(messages=[{**messages[1], "tool_calls": [broken]}]).status == 400
+    assert server.chat(messages=[{**messages[1], "tool_calls": [broken]}]).status == 200  # models err
 
 
 def test_control_tokens_in_tools_stay_text(server: Live) -> None:
@@ -172,7 +172,7 @@ def cached(server: Live, prompt: str, **fields: Any) -> int:
 
 def test_prefixes_are_shared_within_a_key_and_a_salt(keyed: Live) -> None:
     other = {"Authorization": "Bearer sk-other"}
-    prompt = "a prompt that only this test has, and twice " * 2
+    prompt = "~#: a prompt that only this test has, and twice " * 2
     found = []
     for headers, fields in (({}, {}), ({}, {}), (other, {}), (other, {}), ({}, {"cache_salt": "s"}),
                             ({}, {"cache_salt": "s"}), (other, {"cache_salt": "s"})):  # fmt: skip

@@ -178,3 +178,47 @@ def test_delete_cancels_a_request_of_the_same_key(client: Any, keyed: Live) -> N
     with pytest.raises(openai.APIError, match="cancelled by its caller"):
         list(stream)
     assert keyed("DELETE", f"/v1/requests/{name}").status == 404
+
+
+def test_responses(client: Any) -> None:
+    fields = {"model": "tiny", "input": "hi", "max_output_tokens": 8, "temperature": 0}
+    answer = client.responses.create(**fields, instructions="be kind", metadata={"a": "b"})
+    assert (answer.object, answer.store, answer.metadata) == ("response", False, {"a": "b"})
+    assert answer.usage.output_tokens == 8 or answer.status == "completed"
+    again = [{"role": "user", "content": "hi"}, *[one.model_dump() for one in answer.output],
+             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "more"}]}]  # fmt: skip
+    assert client.responses.create(**fields | {"input": again}).output_text
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(**fields, previous_response_id="resp_1")
+    assert refused.value.code == "unsupported_parameter"
+
+
+def test_responses_stream(client: Any) -> None:
+    fields = {"model": "tiny", "input": "hi", "max_output_tokens": 8, "temperature": 0, "top_logprobs": 2}
+    whole = client.responses.create(**fields)
+    events = list(client.responses.create(**fields, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [events[0].type, events[1].type] == ["response.created", "response.in_progress"]
+    assert events[-1].type == f"response.{whole.status}"
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == whole.output_text == events[-1].response.output_text
+    assert events[-1].response.usage == whole.usage
+    assert len(whole.output[0].content[0].logprobs) == whole.usage.output_tokens
+
+
+def test_responses_call_tools_and_parse(client: Any) -> None:
+    tool = {"type": "function", **WEATHER}
+    fields = {"model": "tiny", "input": "hi", "tools": [tool], "tool_choice": "required", "max_output_tokens": 300,
+              "parallel_tool_calls": False}  # fmt: skip
+    answer = client.responses.create(**fields)
+    (call,) = answer.output
+    assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Rome", "Oslo")
+    back = [{"role": "user", "content": "hi"}, call.model_dump(),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]  # fmt: skip
+    assert client.responses.create(model="tiny", input=back, max_output_tokens=4).status in ("completed", "incomplete")
+    with client.responses.stream(**fields) as stream:
+        kinds = [event.type for event in stream]
+        assert stream.get_final_response().output[0].parsed_arguments["city"] in ("Rome", "Oslo")
+    assert "response.function_call_arguments.done" in kinds
+    parsed = client.responses.parse(model="tiny", input="hi", text_format=Fig, max_output_tokens=300, temperature=0)
+    assert isinstance(parsed.output_parsed, Fig)

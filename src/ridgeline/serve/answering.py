@@ -18,7 +18,7 @@ from ridgeline.state.event import TokenEvent
 
 from .answers import Account
 from .choice import Delta
-from .events import DONE, EventStream, frame, json_response
+from .events import EventStream, frame, json_response
 from .fields import Generation
 from .job import Deadlines, Job
 from .reading import read_body
@@ -106,9 +106,9 @@ async def _frames(job: Job, shape: Shape, first: Came, deltas: AsyncIterator[Cam
         async for came in deltas:
             if data := b"".join(map(frame, shape.chunks(*came))):
                 yield data
-        if shape.asked.wants_usage:
+        if shape.is_always_closed or shape.asked.wants_usage:
             yield frame(shape.closing(await _account(shape, job)))
-        yield DONE
+        yield shape.end
     finally:
         job.close()
 

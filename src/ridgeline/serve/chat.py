@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -38,6 +38,7 @@ from .served import Served
 from .shape import Shape
 
 DECODER = msgspec.json.Decoder(ChatRequest)
+Shaped = TypeVar("Shaped", bound="ChatShape")
 
 
 async def chat(request: HttpRequest) -> Response:
@@ -48,13 +49,13 @@ async def chat(request: HttpRequest) -> Response:
     check_fields(ask)
     if ask.top_logprobs is not None and not ask.logprobs:
         raise invalid("`top_logprobs` needs `logprobs: true`.", "top_logprobs")
-    shape = await prepare(request, served, ask, note)
+    shape = await prepare(request, served, ask, note, ChatShape)
     return await answer(request, shape, note)
 
 
 async def prepare(
-    request: HttpRequest, served: Served, ask: ChatRequest, note: ClientNote, kind: type[ChatShape] | None = None
-) -> ChatShape:
+    request: HttpRequest, served: Served, ask: ChatRequest, note: ClientNote, kind: type[Shaped]
+) -> Shaped:
     """Everything before the engine: the prompt, and the grammar, judged. kind: ChatShape or one that is like it."""
     check_effort(served, ask)
     box = toolbox_of(ask, served.call_format)
@@ -62,7 +63,7 @@ async def prepare(
     ids, is_thinking = await served.off_loop(lambda: served.encode_chat(ask, note, tools))
     grammar, param = chat_grammar(ask, box, served.call_format, is_thinking=is_thinking)
     await served.check_grammar(grammar, param, note)
-    shape = (kind or ChatShape)(served, ask, request.state.name, [ids])
+    shape = kind(served, ask, request.state.name, [ids])
     shape.truncate()
     shape.listen(box, is_thinking=is_thinking)
     shape.grammar = grammar
@@ -161,7 +162,7 @@ class ChatShape(Shape):
     def finish(self, index: int, reason: str) -> str:
         return "tool_calls" if self.calls.get(index) else reason
 
-    def closing(self, account: Account | UnsetType) -> ChatChunk:
+    def closing(self, account: Account | UnsetType) -> Any:
         chunk = self._chunk([])
         return msgspec.structs.replace(
             chunk, usage=self.usage(), account=account, truncated_prompt_tokens=self.truncated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -28,20 +29,18 @@ def plain(message: ChatMessage, place: int) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
     made: dict[str, Any] = {"role": role, "content": text or ""}
     if calls:
-        made["tool_calls"] = [_called(call, f"{param}.tool_calls[{number}]") for number, call in enumerate(calls)]
+        made["tool_calls"] = [_called(call) for call in calls]
     for name in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, name)) is not None:
             made[name] = value
     return made
 
 
-def _called(call: CalledTool, param: str) -> dict[str, Any]:
-    """Templates want arguments as an object."""
-    try:
-        arguments = ARGUMENTS.decode(call.function.arguments or "{}")
-    except (msgspec.DecodeError, RecursionError):
-        where = f"{param}.function.arguments"
-        raise invalid(f"`{where}` is not a JSON object.", where) from None
+def _called(call: CalledTool) -> dict[str, Any]:
+    """Templates want arguments as an object; those that a model got wrong stay as they are."""
+    arguments: Any = call.function.arguments
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        arguments = ARGUMENTS.decode(arguments or "{}")
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 

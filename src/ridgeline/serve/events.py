@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from .job import Gone
 from .refusal import Refusal
+from .response_answers import ResponseEvent
 
 HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 LONG_S = 0.001  # a send into a buffer takes microseconds
@@ -21,7 +22,9 @@ ENCODER = msgspec.json.Encoder()
 
 
 def frame(body: Any) -> bytes:
-    """One event. JSON has no raw line breaks, so a frame is never torn."""
+    """One event, with its name when it has one. JSON has no raw line breaks, so a frame is never torn."""
+    if isinstance(body, ResponseEvent):
+        return b"event: " + body.type.encode() + b"\ndata: " + ENCODER.encode(body) + b"\n\n"
     return b"data: " + ENCODER.encode(body) + b"\n\n"
 
 

@@ -16,7 +16,8 @@ from .routes import OFFERS, Offer
 REFERENCE = "#/components/schemas/{name}"
 JSON = "application/json"
 EVENTS = "text/event-stream"
-TOOL_FIELDS = ("tools", "functions")
+TOOL_FIELDS = (("ChatRequest", "tools"), ("ChatRequest", "functions"), ("ResponsesRequest", "tools"))
+EFFORT_FIELDS = (("ChatRequest", "reasoning_effort"), ("Reasoning", "effort"))
 SPOKEN = {"content": {"not": {"type": "null"}}}
 NO_CALLS = {"tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}
 # What a message needs depends on its role, which no type can say.
@@ -25,6 +26,18 @@ ONLY: dict[str, dict[str, Any]] = {
     "assistant": SPOKEN,
     "tool": {**SPOKEN, **NO_CALLS, "tool_call_id": {"type": "string"}},
 }
+HAS_TEXT = {"type": "string"}
+ITEMS: list[dict[str, Any]] = [
+    {"required": ["role", "content"],
+     "properties": {"type": {"enum": ["message", None]}, "content": {"not": {"type": "null"}},
+                    "role": {"enum": ["system", "developer", "user", "assistant"]}}},
+    {"required": ["type", "call_id", "name", "arguments"],
+     "properties": {"type": {"const": "function_call"}, "call_id": HAS_TEXT, "arguments": HAS_TEXT,
+                    "name": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}}},
+    {"required": ["type", "call_id", "output"],
+     "properties": {"type": {"const": "function_call_output"}, "call_id": HAS_TEXT,
+                    "output": {"not": {"type": "null"}}}},
+]  # fmt: skip
 CALLING = {"role": {"enum": ["assistant"]}, "tool_calls": {"type": "array", "minItems": 1}}
 
 
@@ -37,7 +50,7 @@ def document(
     types += [one for offer in OFFERS for one in (offer.takes, offer.gives, offer.streams) if one is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
     schema_of = dict(zip(map(str, types), schemas, strict=True))
-    for name in ("ChatRequest", "CompletionRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
         components[name]["properties"]["model"] = {"enum": [model]}
     for name in ("TokenizeRequest", "DetokenizeRequest"):
         components[name]["properties"]["model"] = {"enum": [model, None]}
@@ -47,12 +60,10 @@ def document(
     components["ChatMessage"]["anyOf"] = [
         {"required": ["content"], "properties": {"role": {"enum": [role]}, **ONLY[role]}} for role in ONLY
     ] + [{"required": ["tool_calls"], "properties": CALLING}]
-    for name in ("TokenizeRequest", "ChatRequest"):
-        if not has_tools and name == "ChatRequest":
-            for field in TOOL_FIELDS:
-                components[name]["properties"][field] = {"type": "null"}
-    if not has_efforts:
-        components["ChatRequest"]["properties"]["reasoning_effort"] = {"type": "null"}
+    refused = [*(() if has_tools else TOOL_FIELDS), *(() if has_efforts else EFFORT_FIELDS)]
+    for name, field in refused:
+        components[name]["properties"][field] = {"type": "null"}
+    components["InputItem"]["anyOf"] = ITEMS
     _bound_ids([components, prompts], vocabulary)
     paths: dict[str, Any] = {}
     for offer in OFFERS:

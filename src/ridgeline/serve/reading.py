@@ -26,6 +26,7 @@ from .asks import (
 )
 from .fields import NamedSchema, SchemaFormat, StreamOptions, Strict, StructuredOutputs
 from .refusal import Refusal, invalid, nearest
+from .response_asks import InputItem, ResponsesRequest, TextItem
 
 T = TypeVar("T", bound=Strict)
 
@@ -34,10 +35,10 @@ PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 NULL_ONLY = "Expected `null`, got "
-BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest)
 SHAPES = (
     *BODIES, ChatMessage, CalledTool, Function, Tool, TextPart, StreamOptions, NamedSchema, SchemaFormat,
-    StructuredOutputs,
+    StructuredOutputs, InputItem, TextItem,
 )  # fmt: skip
 LINGER_S = 1.0
 SHOWN = 80  # characters of a name that is quoted back

@@ -38,6 +38,9 @@ from .health import health, live, ready
 from .live_page import FILES, LiveEngine, live_engine, page
 from .metrics import metrics
 from .refusal import Refusal
+from .response_answers import ResponseAnswer, ResponseEvent
+from .response_asks import ResponsesRequest
+from .responses import responses
 from .served import DEFAULTS
 from .tokens import detokenize, tokenize, tokenizer_info
 
@@ -114,6 +117,7 @@ OFFERS = (
     Offer(
         "/v1/completions", completions, TextCompletion, CompletionRequest, TextCompletion, errors=(*BODY_ERRORS, *BUSY)
     ),
+    Offer("/v1/responses", responses, ResponseAnswer, ResponsesRequest, ResponseEvent, errors=(*BODY_ERRORS, *BUSY)),
     Offer("/v1/models", models, ModelList),
     Offer("/v1/models/{id}", model, ModelCard, errors=(404,)),
     Offer("/v1/requests/{id}", cancel, Cancelled, errors=(404,), verb="DELETE"),

@@ -17,6 +17,7 @@ from ridgeline.state.request import Grammar, Request
 
 from .answers import Account, CompletionDetails, PromptDetails, Usage
 from .choice import Choice, Delta
+from .events import DONE
 from .fields import Generation
 from .served import Served
 
@@ -25,6 +26,8 @@ class Shape(ABC):
     """prompts: token ids of each; a choice's index is prompt x n + choice."""
 
     prefix = ""
+    is_always_closed = False  # streams end with the closing chunk, asked for or not
+    end = DONE
 
     def __init__(self, served: Served, ask: Generation, name: str, prompts: Sequence[tuple[int, ...]]) -> None:
         self.served, self.prompts = served, prompts
