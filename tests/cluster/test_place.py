@@ -17,16 +17,17 @@ def test_what_is_written() -> None:
     assert make_place("chunked") == Place("chunked")
     assert not make_place("serial").mixes
     assert (make_place("chunked:tbt=50ms").tbt, make_place("chunked:tbt=0.1s").tbt) == (0.05, 0.1)
+    assert make_place("corun") == Place("corun", takes_turns=True) and make_place("corun").mixes
     assert make_place("disaggregated").engines == (1, 1)
     place = make_place("disaggregated:engines=2+3,threads=1+4,link=tcp,rate=1.5M,buffer=64M,route=round,restarts=0")
-    assert place == Place("disaggregated", True, (2, 3), (1, 4), "tcp", 1.5 * 2**20, 64 << 20, "round", 0)
+    assert place == Place("disaggregated", True, False, (2, 3), (1, 4), "tcp", 1.5 * 2**20, 64 << 20, "round", 0)
     assert set(ROUTERS) == set(ROUTES)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("apart", "known: serial, chunked, split, disaggregated"),
+        ("apart", "known: serial, chunked, split, corun, disaggregated"),
         ("serial:link=tcp", "no option link"),
         ("chunked:tbt=50", "write a time"),
         ("chunked:tbt=0ms", "write a time"),

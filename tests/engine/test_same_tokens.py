@@ -65,7 +65,10 @@ def test_families_give_the_same_ids_in_any_batch(tmp_path, config: dict, weights
     picks = [(130, 0), (5, 1), (257, 2), (64, 0), (17, 2)]
     requests = [request(i, length, SAMPLINGS[kind]) for i, (length, kind) in enumerate(picks)]
     per_block = case.single.engine.facts.kv_bytes_per_token * 16
-    for options in ({"threads": 3, "chunk": 13, "kv_bytes": 18 * per_block}, {"threads": 1, "max_sequences": 3}):
+    for options in (
+        {"threads": 3, "chunk": 13, "kv_bytes": 18 * per_block},
+        {"threads": 2, "max_sequences": 3, "place": "corun"},
+    ):
         engine = TinyEngine(
             case.model, weights=weights, **{"step_tokens": 61, "context": 272, "max_sequences": 8} | options
         )
@@ -88,7 +91,10 @@ def test_quantised_kv_gives_the_same_ids_in_any_batch(tmp_path, isa: str, kv: st
         alone = {one.id: single.run([one])[one.id] for one in requests}
         room = 18 * 16 * single.engine.facts.kv_bytes_per_token
         single.engine.close()
-        for options in ({"threads": 3, "chunk": 13, "kv_bytes": room}, {"threads": 1, "max_sequences": 3}):
+        for options in (
+            {"threads": 3, "chunk": 13, "kv_bytes": room},
+            {"threads": 2, "max_sequences": 3, "place": "corun"},
+        ):
             engine = TinyEngine(
                 model, weights="q4_1", kv=kv, **{"step_tokens": 61, "context": 272, "max_sequences": 8} | options
             )
@@ -111,6 +117,7 @@ schedules = st.fixed_dictionaries(
         "threads": st.sampled_from((1, 2, 3)),
         "blocks": st.sampled_from((18, 25, 200)),  # 18 blocks hold one longest request: the others are preempted
         "batching": st.sampled_from(("continuous", "static")),
+        "place": st.sampled_from(("chunked", "corun", "serial")),
     }
 )
 
@@ -125,6 +132,7 @@ def test_ids_do_not_depend_on_the_schedule(case: Case, schedule: dict) -> None:
         case.model, weights=case.weights, step_tokens=max(schedule["step_tokens"], schedule["max_sequences"]),
         chunk=schedule["chunk"], max_sequences=schedule["max_sequences"], threads=schedule["threads"],
         kv_bytes=per_block * schedule["blocks"], batching=schedule["batching"], context=272,
+        place=schedule["place"],
     )  # fmt: skip
     got = engine.run(requests, [arrival for _, _, arrival in picks])
     engine.engine.close()

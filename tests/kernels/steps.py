@@ -245,11 +245,12 @@ def pool_for(heads: Heads, blocks: int, layers: int = 1, has_mass: bool = False)
 def attend(
     team: native.Team, heads: Heads, pool: native.Pools, entries: list[tuple[Sequence, int]],
     *, layer: int = 0, scratch_bytes: int = 1 << 22, with_quant: bool = False, shift: int = 0,
-    trees: dict[int, tuple[int, ...]] | None = None, outlier: float = 0.0,
+    trees: dict[int, tuple[int, ...]] | None = None, outlier: float = 0.0, turns: npt.NDArray[np.int32] | None = None,
 ) -> list[Floats]:  # fmt: skip
     """Runs the next `count` tokens of each sequence as one step; rows [count, heads * dim] per entry.
 
-    shift: how far slots lie before positions. trees: parents of the entries that branch.
+    shift: how far slots lie before positions. trees: parents of the entries that branch. turns: [threads, room] run
+    items of many and of few rows in turns, and write here what they went to.
     """
     parts = [sequence.qkv[sequence.kept : sequence.kept + count] for sequence, count in entries]
     tokens = sum(len(part) for part in parts)
@@ -292,6 +293,9 @@ def attend(
                 depth = int(masks[begin + place]).bit_count() - 1
                 batch.arrays["positions"][begin + place] = entries[i][0].kept + shift + depth
         batch["tree"] = masks
+    if turns is not None:
+        batch["turns"] = turns
+        batch.struct.corun, batch.struct.turns_room = 1, turns.shape[1]
     run(team, [op], arena, batch, pool, scratch_bytes)
     rows = arena.read(out, tokens, width)
     if with_quant:

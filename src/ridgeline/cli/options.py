@@ -66,6 +66,7 @@ Place = Annotated[
     typer.Option(
         help="Who computes what where: chunked (one engine, mixed steps), serial (one engine, prompts first), "
         "split (one engine, prompts and answers at a time on shares of the threads), "
+        "corun (as chunked; attention's two kinds of work in turns), "
         "disaggregated (prompts on one engine, the rest on another); as disaggregated:engines=1+1,link=tcp.",
         metavar="NAME",
     ),

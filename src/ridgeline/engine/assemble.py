@@ -120,9 +120,13 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
         states = RecurrentPool(RECURRENT, kept.shape, layers=len(kept.layers), slots=promised.state_slots)
     threads = config.threads or usable_cores()
     limits = step_limits(config, promised.context)
-    runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states)
+    place = make_place(config.place)
+    runner = Runner(
+        bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states,
+        takes_turns=place.takes_turns,
+    )  # fmt: skip
     beside = None
-    if make_place(config.place).partition is not None:
+    if place.partition is not None:
         beside = Runner(
             bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states, beside=runner
         )

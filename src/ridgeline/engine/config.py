@@ -50,7 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, "who is served first: fcfs, priority, deadline, shortest, remaining or fair; NAME:option=value"
     ] = "fcfs"
 
-    place: Annotated[str, "who computes what where: chunked, serial, split, disaggregated; NAME:option=value"] = (
+    place: Annotated[str, "who computes what where: chunked, serial, split, corun, disaggregated; NAME:option=value"] = (
         "chunked"
     )
     prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
@@ -104,6 +104,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _check_place(self) -> None:
         place = make_place(self.place)
         is_plain = self.paging and self.cache and self.batching == "continuous"
+        if place.takes_turns and (self.body != "cpp" or {"attend"} & set(self.reference)):
+            raise UserError(
+                f"place {place.name!r} is an order of the native body of attend: leave body and reference out."
+            )
         if place.is_apart and not is_plain:
             raise UserError(f"place {place.name!r} hands blocks on: leave paging, cache and batching as they are.")
         if place.is_apart and self.retention is not None:

@@ -29,6 +29,7 @@ class Place(msgspec.Struct, frozen=True):
 
     name: str
     mixes: bool = True
+    takes_turns: bool = False  # attention draws items of many rows and of few in turns (E1)
     engines: Annotated[tuple[int, ...], "engines that compute prompts + engines that go on, as 1+1"] = ()
     threads: Annotated[tuple[int, ...], "threads of each engine of the two kinds; default: shared out evenly"] = ()
     link: Annotated[str, "how kept state travels: shm (shared memory) or tcp"] = "shm"
@@ -63,6 +64,7 @@ PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which 
         Place("split", partition=PartitionOptions(), policy="remaining"),
         ("policy", *PartitionOptions.__struct_fields__),
     ),
+    "corun": (Place("corun", takes_turns=True), ("tbt",)),
     "disaggregated": (
         Place("disaggregated", engines=(1, 1)),
         ("engines", "threads", "link", "rate", "buffer", "route", "rebalance", "every", "restarts"),

@@ -20,7 +20,7 @@ from ridgeline.kit.errors import InvariantError, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
-ABI_VERSION = 9  # RL_ABI_VERSION
+ABI_VERSION = 10  # RL_ABI_VERSION
 LIBRARY = Path(__file__).with_name("libridgeline.so")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 
@@ -101,7 +101,8 @@ class RlBatch(ctypes.Structure):
             "sampled", "logprob", "rank", "top_ids", "top_logprobs", "laws", "line_ns", "line_experts",
         )),
         ("state", c_void_p), ("slot_stride", c_int64), ("state_layer_stride", c_int64), ("state_slots", c_int64),
-        ("state_slot", c_void_p), ("masks", c_void_p),
+        ("state_slot", c_void_p), ("masks", c_void_p), ("corun", c_int32), ("turns_room", c_int32),
+        ("turns", c_void_p),
     )  # fmt: skip
 
 

@@ -7,248 +7,100 @@
 // rows of a tree (I9) do what they would do had their branch been computed alone, bit for bit: keys of the tree are gathered
 // into pages of that branch first. Sinks (C9) are read as if the window followed them at once: q is turned back by what lies
 // between. Mass (C10) is a second pass, rows in order, once their maxima and sums are known.
-#include "attend_bodies.h"
+#include "attend_items.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
 
-struct Attend {
-  const Step& step;
-  const RlInstr& in;
-  int ratio;         // q heads a kv head
-  int sinks;         // 0 without a window: everything is seen anyway
-  const int32_t* slots;
-  int64_t splits;    // places of partial results a row has; 0: items run all splits themselves
-  float* partials;   // [token][head][split][partial_floats]
-  float* stats;      // [token][head][maximum, sum] when the pool keeps mass
-  bool quant_early;  // groups of 32 columns lie inside heads
-  const Bodies& bodies;
-};
+constexpr int MOST_ROWS = 0x7fffffff;
 
-struct Work {  // rows [row, row + count) of (sequence, kv head)
-  int sequence, row, count, kv_head;
+// Items of entries with rows `least` .. `most`, each drawn once by whoever comes next: sequences in the order of the batch,
+// in each the longest contexts first.
+struct Queue {
+  const Attend& job;
+  Worker& worker;
+  int counter;  // of the team's tickets
+  int least, most;
+  int sequence = 0;
+  int64_t base = 0, ticket = 0;  // of the sequence's first item; of the last one drawn
+  bool is_empty = false;
 
-  int token(const Attend& job, int r) const { return job.step.batch->first_token[sequence] + (row + r) / job.ratio; }
-  int head(const Attend& job, int r) const { return kv_head * job.ratio + (row + r) % job.ratio; }
-};
-
-int base_of(const Attend& job, int sequence) { return job.slots[job.step.batch->first_token[sequence]]; }
-
-int place_of(const Attend& job, int token) {
-  const RlBatch& batch = *job.step.batch;
-  const int first = batch.first_token[batch.sequence_of[token]];
-  return job.slots[first] + batch.positions[token] - batch.positions[first];
-}
-
-int lowest(const Attend& job, int place) {
-  return job.in.window > 0 && place >= job.in.window ? place - job.in.window + 1 : 0;
-}
-
-bool reads_split(const Attend& job, int64_t split, int low, int high) {
-  return (split >= low / RL_SPLIT_TOKENS && split <= high / RL_SPLIT_TOKENS) || (split == 0 && job.sinks > 0);
-}
-
-// Tokens this one sees of its own sequence in the batch, itself included; 0: all before it.
-uint64_t branch_of(const RlBatch& batch, int token) {
-  const int sequence = batch.sequence_of[token], first = batch.first_token[sequence];
-  if (!batch.tree || batch.first_token[sequence + 1] - first > 64) return 0;
-  const uint64_t all = ~uint64_t{0} >> (63 - (token - first));
-  return batch.tree[token] == all ? 0 : batch.tree[token];
-}
-
-// q turned back by `by` positions.
-void turn_back(const RlInstr& in, float* q, int by) {
-  const int half = in.rotary_dim / 2;
-  const float* cos = in.rope_cos + static_cast<int64_t>(by) * half;
-  const float* sin = in.rope_sin + static_cast<int64_t>(by) * half;
-  const bool is_interleaved = in.flags & RL_ROPE_INTERLEAVED;
-  for (int i = 0; i < half; i++) {
-    float& x = q[is_interleaved ? 2 * i : i];
-    float& y = q[is_interleaved ? 2 * i + 1 : half + i];
-    const float a = x, b = y;
-    x = a * cos[i] + b * sin[i];
-    y = b * cos[i] - a * sin[i];
-  }
-}
-
-// What a query says at once about every dimension, for storages that keep a shift (pages.h), or as whole numbers.
-void finish_query(const Attend& job, Item& item, Query& query, int r) {
-  if (job.bodies.round) job.bodies.round(query, r, item.stride, job.in.head_dim);
-  if (job.step.pools[job.in.group].storage != RL_KV_INT4) return;
-  float sum = 0.0f;
-  for (int d = 0; d < job.in.head_dim; d++) sum += query.rows[r * item.stride + d];
-  query.sums[r] = sum;
-}
-
-void load_rows(const Attend& job, Item& item, const Work& work) {
-  const RlInstr& in = job.in;
-  const int dim = in.head_dim;
-  const int64_t width = static_cast<int64_t>(in.heads + 2 * in.kv_heads) * dim;
-  item.rows = work.count;
-  item.sinks = job.sinks;
-  for (int r = 0; r < work.count; r++) {
-    const int token = work.token(job, r);
-    const float* q = floats(job.step, in.in) + token * width + static_cast<int64_t>(work.head(job, r)) * dim;
-    float* row = item.q.rows + r * item.stride;
-    for (int d = 0; d < dim; d++) row[d] = q[d] * in.scale;
-    item.high[r] = place_of(job, token);
-    item.low[r] = lowest(job, item.high[r]);
-    float* turned = item.sink_q.rows + r * item.stride;
-    if (job.sinks > 0) memcpy(turned, row, sizeof(float) * dim);
-    finish_query(job, item, item.q, r);
-    if (job.sinks == 0) continue;
-    const int by = job.step.batch->positions[token] - (job.sinks + in.window - 1);
-    if (by > 0 && in.rotary_dim > 0) turn_back(in, turned, by);
-    finish_query(job, item, item.sink_q, r);
-  }
-}
-
-// Pages of the 64 keys from `key` on for rows that see the keys low .. high and the sinks.
-void find_pages(const Attend& job, const Work& work, int key, int low, int high, Pages& pages) {
-  const uint8_t* any = nullptr;
-  for (int j = 0; j < STEP_PAGES; j++) {
-    const int page_key = key + j * RL_BLOCK_TOKENS;
-    const bool seen = page_key <= high && (page_key + RL_BLOCK_TOKENS > low || page_key < job.sinks);
-    pages.k[j] = seen ? page_of(job.step, job.in, work.sequence, page_key / RL_BLOCK_TOKENS, work.kv_head) : nullptr;
-    if (seen) any = pages.k[j];
-  }
-  for (int j = 0; j < STEP_PAGES; j++) {
-    if (!pages.k[j]) pages.k[j] = any;  // scored for nothing, then masked
-    pages.v[j] = pages.k[j] + job.step.pools[job.in.group].page_bytes;
-  }
-}
-
-// The same for one branch of a tree: its tokens one after another, gathered into item.branch.
-void find_branch(const Attend& job, Item& item, const Work& work, int token, int key, Pages& pages) {
-  const RlPool& pool = job.step.pools[job.in.group];
-  const int bytes = row_bytes(pool.storage, job.in.head_dim), base = base_of(job, work.sequence);
-  const int high = place_of(job, token), low = lowest(job, high);
-  int path[64], length = 0;
-  for (uint64_t left = branch_of(*job.step.batch, token); left; left &= left - 1)
-    path[length++] = base + __builtin_ctzll(left);
-  for (int j = 0; j < STEP_PAGES; j++) {
-    uint8_t* k = item.branch[0] + j * RL_BLOCK_TOKENS * bytes;
-    uint8_t* v = item.branch[1] + j * RL_BLOCK_TOKENS * bytes;
-    pages.k[j] = k;
-    pages.v[j] = v;
-    for (int i = 0; i < RL_BLOCK_TOKENS; i++) {
-      const int place = key + j * RL_BLOCK_TOKENS + i;
-      if (place > high || (place < low && place >= job.sinks)) continue;
-      const int slot = place < base ? place : path[place - base];
-      const uint8_t* page = page_of(job.step, job.in, work.sequence, slot / RL_BLOCK_TOKENS, work.kv_head);
-      copy_key(k, i, page, slot % RL_BLOCK_TOKENS, bytes);
-      memcpy(v + i * bytes, page + pool.page_bytes + slot % RL_BLOCK_TOKENS * bytes, bytes);
-    }
-  }
-}
-
-void step_rows(const Stages& stages, Item& item, const Pages& pages, int key, int dim, int begin, int end) {
-  const Group* const all[] = {stages.score, stages.soften, stages.weigh};
-  for (const Group* stage : all)
-    for (int first = begin; first < end; first += GROUP_ROWS)
-      stage[(end - first < GROUP_ROWS ? end - first : GROUP_ROWS) - 1](item, first, pages, key, dim);
-}
-
-// (most, sum, values) += (most', sum', values') of the next split. The one place where splits meet.
-void merge(float& most, float& sum, float* values, float next_most, float next_sum, const float* next, int dim) {
-  const float top = next_most > most ? next_most : most;
-  if (top == NOTHING) return;
-  const F keep = exp(splat(most - top)), take = exp(splat(next_most - top));
-  most = top;
-  sum = fma(splat(next_sum), take, splat(sum) * keep)[0];
-  for (int d = 0; d < dim; d += LANES) store(values + d, fma(load(next + d), take, load(values + d) * keep));
-}
-
-float* partial_of(const Attend& job, int64_t token, int head, int64_t split) {
-  return job.partials + ((token * job.in.heads + head) * job.splits + split) * partial_floats(job.in.head_dim);
-}
-
-void emit(const Attend& job, int64_t token, int head, float most, float sum, const float* values) {
-  const int dim = job.in.head_dim;
-  const int64_t width = static_cast<int64_t>(job.in.heads) * dim;
-  float* row = floats(job.step, job.in.out) + token * width;
-  float* out = row + static_cast<int64_t>(head) * dim;
-  const float inverse = 1.0f / sum;
-  for (int d = 0; d < dim; d++) out[d] = values[d] * inverse;
-  if (job.stats) {
-    job.stats[(token * job.in.heads + head) * 2] = most;
-    job.stats[(token * job.in.heads + head) * 2 + 1] = sum;
-  }
-  if (job.quant_early)
-    quantise(row, static_cast<int64_t>(head) * dim, static_cast<int64_t>(head + 1) * dim,
-             quant_row(job.step, job.in.out_quant, width, token, job.step.batch->tokens), job.in.outlier);
-}
-
-// Keys of one split, low .. high of them and the sinks.
-void run_split(const Attend& job, Item& item, const Work& work, int64_t split, int low, int high, bool has_branches) {
-  const int dim = job.in.head_dim, base = base_of(job, work.sequence);
-  const Bodies& bodies = job.bodies;
-  for (int r = 0; r < work.count; r++) {
-    item.most[r] = NOTHING;
-    memset(item.sums[r], 0, sizeof item.sums[r]);
-    memset(item.values(r), 0, sizeof(float) * round_up(dim, LANES));
-  }
-  Pages pages, wide;
-  for (int key = static_cast<int>(split * RL_SPLIT_TOKENS); key < (split + 1) * RL_SPLIT_TOKENS && key <= high;
-       key += STEP_KEYS) {
-    if (key + STEP_KEYS <= low && key >= job.sinks) continue;
-    if (!has_branches || key + STEP_KEYS <= base) {
-      find_pages(job, work, key, low, high, pages);
-      if (work.count >= WIDE_ROWS && bodies.widen) {
-        bodies.widen(pages, dim, item.wide, wide);
-        step_rows(bodies.wide, item, wide, key, dim, 0, work.count);
-      } else {
-        step_rows(bodies.step, item, pages, key, dim, 0, work.count);
+  bool next(Work& work, int64_t& split) {
+    const RlBatch& batch = *job.step.batch;
+    const int64_t each = job.splits ? job.splits : 1;
+    if (!is_empty) ticket = take(worker, counter);
+    for (; sequence < batch.sequences; sequence++) {
+      const int rows = (batch.first_token[sequence + 1] - batch.first_token[sequence]) * job.ratio;
+      if (rows < least || rows > most) continue;
+      const int64_t blocks = (rows + ITEM_ROWS - 1) / ITEM_ROWS, index = ticket - base;
+      if (index >= blocks * job.in.kv_heads * each) {
+        base += blocks * job.in.kv_heads * each;
+        continue;
       }
-      continue;
+      split = index % each;
+      const int row = static_cast<int>(blocks - 1 - index / each / job.in.kv_heads) * ITEM_ROWS;
+      work = {sequence, row, rows - row < ITEM_ROWS ? rows - row : ITEM_ROWS,
+              static_cast<int>(index / each % job.in.kv_heads)};
+      return true;
     }
-    for (int begin = 0, end; begin < work.count; begin = end) {  // the rows of one token
-      const int token = work.token(job, begin);
-      for (end = begin + 1; end < work.count && work.token(job, end) == token;) end++;
-      if (key > item.high[begin]) continue;
-      if (branch_of(*job.step.batch, token))
-        find_branch(job, item, work, token, key, pages);
-      else
-        find_pages(job, work, key, low, item.high[begin], pages);
-      step_rows(bodies.step, item, pages, key, dim, begin, end);
-    }
+    is_empty = true;
+    return false;
   }
+  // Turns, a split each, that all its items take.
+  int64_t turns() const {
+    const RlBatch& batch = *job.step.batch;
+    int64_t turns = 0;
+    for (int s = 0; s < batch.sequences; s++) {
+      const int rows = (batch.first_token[s + 1] - batch.first_token[s]) * job.ratio;
+      if (rows < least || rows > most) continue;
+      for (int row = 0; row < rows; row += ITEM_ROWS) {
+        const int last = (row + ITEM_ROWS < rows ? row + ITEM_ROWS : rows) - 1;
+        turns += job.in.kv_heads * (place_of(job, batch.first_token[s] + last / job.ratio) / RL_SPLIT_TOKENS + 1);
+      }
+    }
+    return turns;
+  }
+};
+
+// The pages of a course's next turns, to be fetched beside the rows of `tile`.
+void list_ahead(const Attend& job, Item& tile, Course& course) {
+  const int room = static_cast<int>(FETCH_BYTES / (2 * job.step.pools[job.in.group].page_bytes));
+  const int end = course.key + (room < LIST_PAGES ? room : LIST_PAGES) * RL_BLOCK_TOKENS;
+  int& key = course.listed = course.listed > course.key ? course.listed : course.key;
+  for (tile.list_at = tile.list_end = 0; key <= course.high && key < end; key += RL_BLOCK_TOKENS)
+    if (key + RL_BLOCK_TOKENS > course.low || key < job.sinks)
+      tile.list[tile.list_end++] = page_of(job.step, job.in, course.work.sequence, key / RL_BLOCK_TOKENS,
+                                           course.work.kv_head);
 }
 
-// One item: all its splits, or one of them.
-void run_item(const Attend& job, Item& item, const Work& work, int64_t split, bool all) {
-  const int dim = job.in.head_dim;
-  load_rows(job, item, work);
-  int low = 0x7fffffff, high = -1;
-  bool has_branches = false;
-  for (int r = 0; r < work.count; r++) {
-    low = item.low[r] < low ? item.low[r] : low;
-    high = item.high[r] > high ? item.high[r] : high;
-    has_branches = has_branches || branch_of(*job.step.batch, work.token(job, r));
-    item.total_most[r] = NOTHING;
-    item.total_sum[r] = 0.0f;
-    memset(item.total(r), 0, sizeof(float) * round_up(dim, LANES));
-  }
-  if (!all) {
-    if (!reads_split(job, split, low, high)) return;  // nobody will read it
-    run_split(job, item, work, split, low, high, has_branches);
-    for (int r = 0; r < work.count; r++) {
-      float* partial = partial_of(job, work.token(job, r), work.head(job, r), split);
-      partial[0] = item.most[r];
-      partial[1] = sum(load(item.sums[r]));
-      memcpy(partial + 16, item.values(r), sizeof(float) * round_up(dim, LANES));
+// Co-run (E1, E2): each thread has one item of many rows, bound by arithmetic, and one of few rows, bound by reading, under
+// way, and draws which of them gets the next turn, a split of keys. Turns of the two kinds mix in the ratio of the whole step, within one,
+// until a kind is used up (tests/kernels/turns.py says the same in Python). While rows are multiplied, the pages of the
+// thread's next turns of the other kind are fetched.
+void run_together(const Attend& job, Worker& worker, Item& tile) {
+  const RlBatch& batch = *job.step.batch;
+  Item pages;
+  pages.stride = tile.stride;
+  Item* const items[2] = {&tile, &pages};
+  Queue queues[2] = {{job, worker, 0, PAGE_ROWS, MOST_ROWS}, {job, worker, 1, 1, PAGE_ROWS - 1}};
+  const int64_t tiles = queues[0].turns(), all = tiles + queues[1].turns();
+  Course courses[2];
+  for (Course& course : courses) course.key = 0, course.high = -1;
+  for (int64_t turn = 0; all > 0; turn++) {
+    for (int kind = 0; kind < 2; kind++) {
+      Work work;
+      int64_t split;
+      if (courses[kind].is_over() && queues[kind].next(work, split)) courses[kind] = begin(job, *items[kind], work);
     }
-    return;
+    int kind = (turn + 1) * tiles / all > turn * tiles / all ? 0 : 1;
+    if (courses[kind].is_over()) kind = 1 - kind;
+    if (courses[kind].is_over()) return;
+    if (batch.turns && turn < batch.turns_room)
+      batch.turns[worker.thread * static_cast<int64_t>(batch.turns_room) + turn] =
+          static_cast<int32_t>(kind ? -1 - queues[1].ticket : queues[0].ticket);
+    if (kind == 0) list_ahead(job, tile, courses[1]);
+    advance(job, *items[kind], courses[kind]);
   }
-  for (int64_t s = 0; s <= high / RL_SPLIT_TOKENS; s++) {
-    if (!reads_split(job, s, low, high)) continue;
-    run_split(job, item, work, s, low, high, has_branches);
-    for (int r = 0; r < work.count; r++)
-      merge(item.total_most[r], item.total_sum[r], item.total(r), item.most[r], sum(load(item.sums[r])), item.values(r),
-            dim);
-  }
-  for (int r = 0; r < work.count; r++)
-    emit(job, work.token(job, r), work.head(job, r), item.total_most[r], item.total_sum[r], item.total(r));
 }
 
 void merge_rows(const Attend& job, const Worker& worker, Item& item) {
@@ -292,6 +144,7 @@ void add_mass(const Attend& job, const Worker& worker, Item& item) {
       for (int key = low / STEP_KEYS * STEP_KEYS; key <= high; key += STEP_KEYS) {
         Pages pages;
         find_pages(job, work, key, low, high, pages);
+        item.next = pages;
         groups[work.count - 1](item, 0, pages, key, in.head_dim);
         for (int at = 0; at < STEP_KEYS && key + at <= high; at += RL_BLOCK_TOKENS) {
           if (key + at + RL_BLOCK_TOKENS <= low) continue;
@@ -333,19 +186,18 @@ void attend(Worker& worker, const Step& step, const RlInstr& in) {
     job.splits = splits;
   Item item;
   item.stride = static_cast<int>(round_up(in.head_dim, 16)) + 16;
-  int64_t ticket = take(worker), base = 0;
-  for (int s = 0; s < batch.sequences; s++) {
-    const int tokens = batch.first_token[s + 1] - batch.first_token[s], rows = tokens * job.ratio;
-    if (tokens == 0) continue;
-    const int64_t blocks = (rows + ITEM_ROWS - 1) / ITEM_ROWS;
-    const int64_t each = job.splits ? job.splits : 1;
-    for (; ticket < base + blocks * in.kv_heads * each; ticket = take(worker)) {
-      const int64_t index = ticket - base, split = index % each;
-      const int64_t block = blocks - 1 - index / each / in.kv_heads;  // the longest contexts first
-      const int row = static_cast<int>(block * ITEM_ROWS), count = rows - row < ITEM_ROWS ? rows - row : ITEM_ROWS;
-      run_item(job, item, {s, row, count, static_cast<int>(index / each % in.kv_heads)}, split, job.splits == 0);
+  if (batch.corun && !job.splits) {
+    run_together(job, worker, item);
+  } else {
+    Queue all{job, worker, 0, 1, MOST_ROWS};
+    Work work;
+    for (int64_t split = 0; all.next(work, split);) {
+      if (job.splits) {
+        run_part(job, item, work, split);
+        continue;
+      }
+      for (Course course = begin(job, item, work); !course.is_over();) advance(job, item, course);
     }
-    base += blocks * in.kv_heads * each;
   }
   if (job.splits) {
     barrier(worker);

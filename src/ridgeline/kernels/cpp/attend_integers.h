@@ -202,9 +202,14 @@ void soften_whole(Item& item, int first, const Pages& pages, int key, int dim) {
 template <int R, int N, class S>
 void weigh_whole(Item& item, int first, const Pages& pages, int end, int dim, int d) {
   I sum[R][N] = {};
+  const int64_t bytes = Int8Pages::row_bytes(dim);
   for (int block = 0; block * 2 * RL_BLOCK_TOKENS <= end; block++) {
     const int last = end - block * 2 * RL_BLOCK_TOKENS;
     for (int i = 0; i < RL_BLOCK_TOKENS && i <= last; i++) {
+      if constexpr (R < GROUP_ROWS) {
+        fetch(item.next.v[2 * block] + i * bytes + d, N * LANES);
+        fetch(item.next.v[2 * block + 1] + i * bytes + d, N * LANES);
+      }
       I v[N];
 #pragma GCC unroll 4
       for (int j = 0; j < N; j++) v[j] = S::values(pages, block, i, d + j * LANES, dim);

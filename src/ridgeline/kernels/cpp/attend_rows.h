@@ -19,6 +19,9 @@ constexpr int GROUP_ROWS = 6, WIDE = 2;
 constexpr int GROUP_ROWS = 4, WIDE = 2;
 #endif
 constexpr int WIDE_ROWS = 2 * GROUP_ROWS + 1;  // from so many rows on, a step's keys are widened once for all of them
+constexpr int PAGE_ROWS = 13;  // fewer of a sequence are bound by reading its pages (13: WIDE_ROWS of the widest bodies)
+// Fetched for later at most: a quarter of the second cache. A line in two: neighbours come along.
+constexpr int FETCH_BYTES = 256 << 10, LIST_PAGES = 128, FETCH_STRIDE = 128;
 constexpr int VECTORS = STEP_KEYS / LANES;
 constexpr float NOTHING = -__builtin_inff(), SLACK = 8.0f;
 constexpr int ROW_STRIDE = MAX_DIM + 16;  // not a power of two, or rows would fight for the same sets of the first cache
@@ -39,6 +42,11 @@ struct alignas(64) Item {
   alignas(64) float scores[ITEM_ROWS][STEP_KEYS], sink_scores[GROUP_ROWS][STEP_KEYS];
   int low[ITEM_ROWS], high[ITEM_ROWS];  // keys a row sees, beside the sinks
   int rows, stride, sinks;
+  Pages next;                             // of the 64 keys after these; where there are none: these
+  const uint8_t *ahead, *ahead_end;       // bytes that are read later; full groups fetch them as they go
+  int ahead_step;                         // 0: nothing is read later
+  int near, list_at, list_end;            // pages of `next` and of `list` that are still to be fetched
+  const uint8_t* list[LIST_PAGES];
   alignas(64) uint8_t branch[2][STEP_KEYS * MAX_ROW_BYTES];  // K and V pages of one branch of a tree
   WideStep wide;
 
@@ -53,19 +61,30 @@ RL_INLINE void add_product(float a, I b, I& sum) {  // of 16 bits, two in each l
 }
 #endif
 
+// Reading pages from memory must go on while the arithmetic does, or their times add up. Groups that are not full (few
+// rows: most of the time is reading) fetch what lies at the same place of the next step; full ones what is listed.
+RL_INLINE void fetch(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }
+RL_INLINE void fetch(const uint8_t* at, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) fetch(at + i);
+}
+
 // Scores of R rows of `query` from row `first` on against all 64 keys of the step.
 template <int R, class S>
-void score(const Query& query, int first, int stride, const Pages& pages, int dim, float (*scores)[STEP_KEYS]) {
+void score(Item& item, const Query& query, int first, const Pages& pages, int dim, float (*scores)[STEP_KEYS]) {
+  const int stride = item.stride;
+  const uint8_t* ahead = item.ahead;
+  const int ahead_step = item.ahead_step;
   typedef decltype(S::part(I{}, 0)) Part;  // F, or pairs of whole numbers
   const int parts = S::WHOLE ? dim / 2 : dim;
   const float* q = query.rows + first * stride;
   for (int at = 0; at < VECTORS; at += WIDE) {
-    const uint8_t* k[WIDE];
+    const uint8_t *k[WIDE], *next[WIDE];
     Part sum[R][WIDE] = {};
 #pragma GCC unroll 4
     for (int j = 0; j < WIDE; j++) {
       const int key = (at + j) * LANES;
       k[j] = pages.k[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * 4;
+      next[j] = item.next.k[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * 4;
     }
 #pragma GCC unroll 2
     for (int d = 0; d < parts; d += S::DIMS) {
@@ -74,6 +93,16 @@ void score(const Query& query, int first, int stride, const Pages& pages, int di
       for (int j = 0; j < WIDE; j++) {
         unit[j] = load_int(k[j]);
         k[j] += UNIT_STRIDE;
+        if constexpr (R < GROUP_ROWS) {
+          fetch(next[j]);
+          next[j] += UNIT_STRIDE;
+        }
+      }
+      if constexpr (R == GROUP_ROWS) {
+        if (d % 2 == 0) {
+          fetch(ahead);
+          ahead += ahead_step;
+        }
       }
 #pragma GCC unroll 8
       for (int i = 0; i < S::DIMS; i++) {
@@ -108,6 +137,7 @@ void score(const Query& query, int first, int stride, const Pages& pages, int di
       }
     }
   }
+  item.ahead = ahead;
 }
 
 // Scores of a step that holds sinks: their lanes from the turned query, and whatever a row does not see becomes NOTHING.
@@ -180,13 +210,15 @@ void weigh(Item& item, int first, const Pages& pages, int begin, int end, int di
   F sum[R][N];
   float* values = item.values(first);
   const int stride = item.stride;
-  const int64_t bytes = S::row_bytes(dim);
+  const int64_t bytes = S::row_bytes(dim), wide = N * LANES * bytes / dim, offset = d * bytes / dim;
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int j = 0; j < N; j++) sum[r][j] = load(values + r * stride + d + j * LANES);
   for (int key = begin; key <= end; key++) {
-    const uint8_t* row = pages.v[key / RL_BLOCK_TOKENS] + key % RL_BLOCK_TOKENS * bytes;
+    const int64_t at = key % RL_BLOCK_TOKENS * bytes;
+    const uint8_t* row = pages.v[key / RL_BLOCK_TOKENS] + at;
+    if constexpr (R < GROUP_ROWS) fetch(item.next.v[key / RL_BLOCK_TOKENS] + at + offset, wide);
     F v[N];
 #pragma GCC unroll 4
     for (int j = 0; j < N; j++) v[j] = PART ? S::last_values(row, d, dim) : S::values(row, d + j * LANES, dim);
@@ -237,9 +269,9 @@ template <int R, class S>
 void score_group(Item& item, int first, const Pages& pages, int key, int dim) {
   const Seen seen = seen_by<R>(item, first, key);
   if (seen.nothing()) return;
-  score<R, S>(item.q, first, item.stride, pages, dim, item.scores + first);
+  score<R, S>(item, item.q, first, pages, dim, item.scores + first);
   if (!seen.has_sinks) return;
-  score<R, S>(item.sink_q, first, item.stride, pages, dim, item.sink_scores);
+  score<R, S>(item, item.sink_q, first, pages, dim, item.sink_scores);
   for (int r = 0; r < R; r++) put_sinks(item, first + r, key, item.scores[first + r], item.sink_scores[r]);
 }
 
@@ -264,7 +296,7 @@ void weigh_group(Item& item, int first, const Pages& pages, int key, int dim) {
 // Weights of R rows whose maximum and sum are known (item.most, item.total_sum) into item.scores.
 template <int R, class S>
 void weigh_again(Item& item, int first, const Pages& pages, int key, int dim) {
-  score<R, S>(item.q, first, item.stride, pages, dim, item.scores + first);
+  score<R, S>(item, item.q, first, pages, dim, item.scores + first);
   for (int r = 0; r < R; r++) {
     const F most = splat(item.most[first + r]), inverse = splat(1.0f / item.total_sum[first + r]);
     for (int j = 0; j < VECTORS; j++) {

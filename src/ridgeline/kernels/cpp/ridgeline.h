@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 9
+#define RL_ABI_VERSION 10
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
@@ -151,6 +151,9 @@ typedef struct {
   int64_t slot_stride, state_layer_stride, state_slots;
   const int32_t* state_slot;    // [sequences], each its own
   const uint32_t* masks;        // [masks][(vocabulary + 31) / 32], token t at bit t % 32; may be NULL when none is wanted
+  int32_t corun, turns_room;    // RL_ATTEND: corun: items of many and of few rows in turns (attend.cpp); 0: as they come
+  int32_t* turns;               // [threads][turns_room] what the turns went to: item i of many rows i, of few -1 - i; for
+                                // tests, may be NULL
 } RlBatch;
 
 typedef struct RlTeam RlTeam;

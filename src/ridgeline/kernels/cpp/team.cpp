@@ -101,7 +101,7 @@ using namespace ridgeline;
 struct RlTeam {
   Gate dispatch, phase;
   alignas(64) std::atomic<int> arrived{0};
-  alignas(64) std::atomic<int64_t> ticket{0};
+  alignas(64) std::atomic<int64_t> tickets[2] = {{0}, {0}};
   alignas(64) Job job = nullptr;
   void* argument = nullptr;
   bool stop = false;
@@ -172,6 +172,10 @@ void* live(void* raw) {
   }
 }
 
+void reset(RlTeam* team) {
+  for (auto& ticket : team->tickets) ticket.store(0, std::memory_order_relaxed);
+}
+
 int cores() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
@@ -214,7 +218,7 @@ int team_threads(const RlTeam* team) { return team->threads; }
 
 void team_run(RlTeam* team, Job job, void* argument, bool may_shrink) {
   Worker worker{team, 0, team->threads};
-  team->ticket.store(0, std::memory_order_relaxed);
+  reset(team);
   if (may_shrink && team->rest_end && nanoseconds() < team->rest_end) worker.threads = 1;
   if (worker.threads == 1) return job(worker, argument);
   team->began_ns = nanoseconds();
@@ -245,7 +249,7 @@ void meet(Worker& worker, bool may_shrink) {
   const uint32_t seen = team->phase.number.load(std::memory_order_acquire);
   if (team->arrived.fetch_add(1, std::memory_order_acq_rel) == worker.threads - 1) {
     team->arrived.store(0, std::memory_order_relaxed);
-    team->ticket.store(0, std::memory_order_relaxed);
+    reset(team);
     const int64_t late_ns = team->late_ns.load(std::memory_order_relaxed);
     if (may_shrink && late_ns > LATE_LIMIT_NS && 2 * late_ns > nanoseconds() - team->began_ns)
       team->active.store(1, std::memory_order_relaxed);
@@ -258,13 +262,13 @@ void meet(Worker& worker, bool may_shrink) {
 }  // namespace
 
 void barrier(Worker& worker) {
-  if (worker.threads == 1) return worker.team->ticket.store(0, std::memory_order_relaxed);
+  if (worker.threads == 1) return reset(worker.team);
   meet(worker, false);
 }
 
 bool barrier_or_leave(Worker& worker) {
   if (worker.threads == 1) {
-    worker.team->ticket.store(0, std::memory_order_relaxed);
+    reset(worker.team);
     return true;
   }
   meet(worker, true);
@@ -275,6 +279,8 @@ bool barrier_or_leave(Worker& worker) {
   return true;
 }
 
-int64_t take(Worker& worker) { return worker.team->ticket.fetch_add(1, std::memory_order_relaxed); }
+int64_t take(Worker& worker, int counter) {
+  return worker.team->tickets[counter].fetch_add(1, std::memory_order_relaxed);
+}
 
 }  // namespace ridgeline

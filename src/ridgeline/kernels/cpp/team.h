@@ -21,9 +21,9 @@ int team_threads(const RlTeam* team);
 // Caller is thread 0; returns when all are done. may_shrink: where members are kept from running, by barrier_or_leave()
 // within the job and from its start for a while after such a job, the caller does it alone.
 void team_run(RlTeam* team, Job job, void* argument, bool may_shrink);
-void barrier(Worker& worker);           // all threads of the job; also resets the ticket counter
+void barrier(Worker& worker);           // all threads of the job; also resets the ticket counters
 bool barrier_or_leave(Worker& worker);  // likewise; false: this member returns from the job. worker.threads may be less
-int64_t take(Worker& worker);          // next ticket 0, 1, 2, ... since the last barrier
+int64_t take(Worker& worker, int counter = 0);  // next ticket 0, 1, 2, ... of counter 0 or 1 since the last barrier
 int64_t nanoseconds();
 
 }  // namespace ridgeline
