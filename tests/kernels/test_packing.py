@@ -62,4 +62,4 @@ def test_the_mirrored_structs_have_the_sizes_of_the_header() -> None:
     assert ctypes.sizeof(native.RlInstr) == 8 * 4 + 5 * 8 + 10 * 4 + 3 * 8 + 4 * 4 + 2 * 8 + 3 * 40 + 4 * 4
     assert ctypes.sizeof(native.RlPool) == 56
     assert ctypes.sizeof(native.RlSampling) == 80
-    assert ctypes.sizeof(native.RlBatch) == 4 * 4 + 26 * 8 + 2 * 4 + 8
+    assert ctypes.sizeof(native.RlBatch) == 4 * 4 + 27 * 8 + 2 * 4 + 8

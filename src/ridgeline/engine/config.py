@@ -50,9 +50,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, "who is served first: fcfs, priority, deadline, shortest, remaining or fair; NAME:option=value"
     ] = "fcfs"
 
-    place: Annotated[str, "who computes what where: chunked, serial, split, corun, disaggregated; NAME:option=value"] = (
-        "chunked"
-    )
+    place: Annotated[
+        str, "who computes what where: chunked, serial, split, corun, disaggregated; NAME:option=value"
+    ] = "chunked"
     prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
     host_kv_bytes: Annotated[int, "memory for kept beginnings that had to leave the KV pool"] = 0
     disk_kv_bytes: Annotated[int, "the same on disk, in RIDGELINE_HOME/kv, gone when the engine ends"] = 0
