@@ -1,296 +1,251 @@
-"""Who computes what where (E8, E9): serial, chunked and disaggregated on small workloads, predicted beside measured;
-and the link rate from which on handing state on pays, predicted and found on a throttled link.
+"""Who computes what where (E1, E8, E11): every place on three small workloads, predicted beside measured.
 
-python bench/placement.py table MODEL [--workloads chat,long,mixed] [--repeats 3]
-python bench/placement.py link MODEL [--tokens 448] [--rates 0.5,0.7,1,1.4,2]     last line of stdout: one JSON document
+python bench/placement.py run MODEL --out FILE [--workloads ...] [--places ...] [--repeats 2] [--seconds 220]
+python bench/placement.py show MODEL --out FILE          predictions, and the table; last line: one JSON document
+python bench/placement.py pace MODEL [--targets 30,50,100]   gaps under `chunked:tbt=`
+
+`run` stops after so many seconds and goes on where it stopped when it is called again; places take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
+import hashlib
 import itertools
 import json
-import queue
-import statistics
 import time
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from placement_predicted import Times, predict
 
-from ridgeline.cluster.build import configs_of, connect
-from ridgeline.cluster.cluster import DECODE, PREFILL
-from ridgeline.engine.build import rehearse
-from ridgeline.engine.client import EngineClient
+from ridgeline.cluster.build import connect
 from ridgeline.engine.config import EngineConfig
-from ridgeline.engine.place import Place, make_place
-from ridgeline.kit.clock import VirtualClock
-from ridgeline.llm import LLM
-from ridgeline.memory.storage.storage import STORAGES
-from ridgeline.models.load import describe, record
-from ridgeline.perf.replay import Replay, rehearse_replay, replay, spread
+from ridgeline.engine.place import PLACES
+from ridgeline.kit.errors import UserError
+from ridgeline.perf.replay import replay, spread
 from ridgeline.perf.workload import Job
-from ridgeline.run.break_even import LoadOrCompute
-from ridgeline.run.costs import StepCosts
-from ridgeline.run.machine import load_or_measure
 from ridgeline.run.noise import CpuWatch
-from ridgeline.state.event import TokenEvent
-from ridgeline.state.request import Request
-from ridgeline.state.transfer import Parcel
 
-PLACES = ("serial", "chunked", "chunked-128", "disaggregated", "disaggregated:link=tcp")
-SHM_BYTES_PER_S = 1.5e9  # assumed of an unthrottled link: two copies and two checksums of a shared core
-SHOWN = (("tokens_per_s", 1), ("ttft_p50_s", 1e3), ("ttft_p99_s", 1e3), ("tpot_p50_s", 1e3), ("tpot_p99_s", 1e3))  # ms
-WORKLOADS = {  # requests, mean prompt, mean output, requests a second
-    "chat": (24, 160, 48, 3.0),
-    "long": (8, 900, 32, 0.8),
-    "mixed": (16, 400, 40, 1.6),
-}
+WANTED = (
+    "serial", "chunked", "chunked:tbt=50ms", "corun", "split", "disaggregated", "disaggregated:link=tcp", "auto",
+)  # fmt: skip
+TRACES = "/work/shared/data/traces"
+CHAT, LONG = "azure_2023_conv.csv.gz", "vidur_arxiv_summarization_lengths.csv.gz"
+SHORTER = {CHAT: 6, LONG: 4}  # lengths of the traces are divided: a model of 135M on two cores
+MOST_PROMPT, MOST_OUTPUT, LEAST = 1500, 96, 8
+WORKLOADS = {"chat": (20, 1.0, 2.5), "long": (6, 0.0, 0.6), "mixed": (12, 0.6, 1.2)}  # requests, of CHAT, a second
+TPOT_STEPS, TTFT_STEPS = 5, 200  # the goal: multiples of the undisturbed step of one answer alone
 
 
-def jobs_of(name: str, repetition: int) -> list[Job]:
-    """Lognormal lengths, Poisson arrivals; ids differ in every repetition."""
-    count, prompt, output, rate = WORKLOADS[name]
-    shape, ids = np.random.default_rng(7), np.random.default_rng([repetition, *name.encode()])
-    lengths = [
-        np.clip(np.rint(shape.lognormal(np.log(mean) - 0.18, 0.6, count)), 8, 1500).astype(int)
-        for mean in (prompt, output)
-    ]
+def jobs_of(name: str, repetition: int, traces: Path) -> list[Job]:
+    """Lengths drawn from the traces, Poisson arrivals, both the same in every repetition; token ids differ."""
+    count, share, rate = WORKLOADS[name]
+    shape, ids = np.random.default_rng([7, *name.encode()]), np.random.default_rng([repetition, *name.encode()])
+    kinds = [CHAT if number < round(share * count) else LONG for number in range(count)]
+    shape.shuffle(kinds)
+    rows = {kind: _lengths(traces / kind) for kind in set(kinds)}
     arrivals = np.cumsum(shape.exponential(1 / rate, count))
-    return [
-        Job(tuple(ids.integers(1000, 30_000, prompt).tolist()), int(output), float(at))
-        for prompt, output, at in zip(*lengths, arrivals, strict=True)
-    ]
+    jobs = []
+    for kind, at in zip(kinds, arrivals - arrivals[0], strict=True):
+        prompt, output = rows[kind][int(shape.integers(len(rows[kind])))]
+        prompt = min(max(prompt // SHORTER[kind], LEAST), MOST_PROMPT)
+        output = min(max(output // SHORTER[kind], LEAST), MOST_OUTPUT)
+        jobs.append(Job(tuple(ids.integers(1000, 30_000, prompt).tolist()), output, float(at)))
+    return jobs
 
 
-def config_of(model: str, place: str) -> EngineConfig:
-    name, _, chunk = place.partition("-")
-    options: dict[str, Any] = {"chunk": int(chunk)} if chunk.isdigit() else {}
-    return EngineConfig(
-        model, context=2048, max_sequences=32, kv_bytes=1 << 30, place=name if options else place, **options
-    )
+def _lengths(path: Path) -> list[tuple[int, int]]:
+    with gzip.open(path, "rt") as file:
+        names = next(reader := csv.reader(file))
+        at = [next(i for i, name in enumerate(names) if name in kinds) for kinds in PAIRS]
+        return [(int(row[at[0]]), int(row[at[1]])) for row in itertools.islice(reader, 5000)]
+
+
+PAIRS = (("ContextTokens", "num_prefill_tokens"), ("GeneratedTokens", "num_decode_tokens"))
+
+
+def config_of(model: str, place: str, **options: Any) -> EngineConfig:
+    return EngineConfig(model, context=2048, max_sequences=32, kv_bytes=1 << 28, place=place, **options)
+
+
+def places_there(wanted: list[str]) -> list[str]:
+    """Those that this build knows."""
+    return [place for place in wanted if place.partition(":")[0] in PLACES]
 
 
 # -- measured
 
 
-class Placed:
-    """One place's engine(s), as replay wants them."""
-
-    def __init__(self, model: str, place: str) -> None:
-        self.client = connect(config_of(model, place))
-        self.place = place
-
-    def run(self, jobs: list[Job]) -> Replay:
-        return replay(self.client, jobs)
+def undisturbed_step(client: Any) -> float:
+    """Median seconds from token to token of one answer alone."""
+    gaps = replay(client, [Job(tuple(range(100, 164)), 64)]).requests[0].gaps_s
+    return float(np.median(gaps))
 
 
-# -- predicted
-
-
-def predict(model: str, place: str, jobs: list[Job]) -> dict[str, float]:
-    config = config_of(model, place)
-    where = make_place(config.place)
-    if where.is_apart:
-        return predict_apart(config, where, jobs)
-    clock = VirtualClock()
-    summary = rehearse_replay(rehearse(config, load_or_measure(2), clock), clock, jobs).summary
-    return figures(summary)
-
-
-def predict_apart(config: EngineConfig, place: Place, jobs: list[Job]) -> dict[str, float]:
-    """First all prompts on one rehearsed engine, then everything else on another: nothing goes back between them."""
-    parts = configs_of(config, place)
-    first, _ = _rehearsed(parts[PREFILL], [(job.arrival_s, job, ()) for job in jobs], hands_on=True)
-    program = record(describe(config.model), STORAGES.get(config.storage))
-    per_token = sum(group.bytes_per_token for group in program.kv_groups)
-    rate = place.rate or SHM_BYTES_PER_S
-    arrivals = sorted(
-        (first[index] + len(job.prompt) * per_token / rate, index)
-        for index, job in enumerate(jobs)
-        if job.output_tokens > 1
-    )
-    order = [index for _, index in arrivals]
-    _, last = _rehearsed(parts[DECODE], [(at, jobs[index], (0,)) for at, index in arrivals])
-    ends = dict(zip(order, last, strict=True))
-    ttft = [first[index] - job.arrival_s for index, job in enumerate(jobs)]
-    tpot = [(ends[index] - first[index]) / (job.output_tokens - 1) for index, job in enumerate(jobs) if index in ends]
-    wall = max([*ends.values(), *first]) - jobs[0].arrival_s
-    times, gaps = spread(ttft), spread(tpot)
-    assert times is not None and gaps is not None
-    return {
-        "tokens_per_s": sum(job.output_tokens for job in jobs) / wall, "ttft_p50_s": times.p50, "ttft_p99_s": times.p99,
-        "tpot_p50_s": gaps.p50, "tpot_p99_s": gaps.p99,
-    }  # fmt: skip
-
-
-def _rehearsed(
-    config: EngineConfig, asked: list[tuple[float, Job, tuple[int, ...]]], hands_on: bool = False
-) -> tuple[list[float], list[float]]:
-    """(time of the first event, of the last) of everything asked, on one engine of one thread's machine."""
-    clock = VirtualClock()
-    engine = rehearse(config, load_or_measure(config.threads or 1), clock)
-    first, last, sent = [0.0] * len(asked), [0.0] * len(asked), 0
-    while sent < len(asked) or engine.has_work:
-        if not engine.has_work and asked[sent][0] > clock.now():
-            clock.advance(asked[sent][0] - clock.now())
-        while sent < len(asked) and asked[sent][0] <= clock.now() + 1e-12:
-            at, job, known = asked[sent]
-            parcel = Parcel(1 << 40, len(job.prompt)) if known else None
-            request = Request(str(sent), job.prompt, job.output_tokens, ignore_stop=True, arrival_s=at)
-            engine.add(request, known=known, parcel=parcel, hands_on=hands_on)
-            sent += 1
-        for event in engine.step():
-            index = int(event.request)
-            first[index] = first[index] or event.at_s
-            last[index] = event.at_s
-            if hands_on:
-                engine.scheduler.let_go(event.request)
-    return first, last
-
-
-def figures(summary: Any) -> dict[str, float]:
-    return {
-        "tokens_per_s": summary.output_tokens_per_s, "ttft_p50_s": summary.ttft_s.p50, "ttft_p99_s": summary.ttft_s.p99,
-        "tpot_p50_s": summary.tpot_s.p50, "tpot_p99_s": summary.tpot_s.p99,
-    }  # fmt: skip
-
-
-def table(model: str, workloads: list[str], places: list[str], repeats: int) -> list[dict[str, Any]]:
-    """Places in turns, so that whatever drifts drifts for all."""
-    watch = CpuWatch()
-    placed = {place: Placed(model, place) for place in places}
-    rows: list[dict[str, Any]] = []
+def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: float, traces: Path) -> None:
+    """Appends a line a run to `out`; runs that are there are not run again. wanted: workload, place, repetition."""
+    begun = time.monotonic()
+    there = {(one["workload"], one["place"], one["repetition"]) for one in read(out)}
+    todo = [key for key in wanted if key not in there]
+    clients: dict[str, Any] = {}
     try:
-        for one in placed.values():
-            one.run([Job(tuple(range(100, 164)), 4)])
-        for workload in workloads:
-            runs: dict[str, list[Replay]] = {place: [] for place in places}
-            for repetition in range(repeats):
-                for place, one in placed.items():
-                    runs[place].append(one.run(jobs_of(workload, repetition)))
-            same = [[request.ids for request in runs[place][0].requests] for place in places]
-            for place, found in zip(places, same, strict=True):
-                summaries = [figures(run.summary) for run in runs[place]]
-                middle = {name: statistics.median(one[name] for one in summaries) for name in summaries[0]}
-                guess = predict(model, place, jobs_of(workload, 0))
-                rows.append({
-                    "workload": workload, "place": place, **middle,
-                    "failed": sum(run.summary.failed for run in runs[place]),
-                    "predicted": guess, "same_tokens": found == same[0],
-                })  # fmt: skip
+        for workload, place, repetition in todo:
+            if time.monotonic() - begun > seconds:
+                break
+            if place not in clients:
+                clients[place] = connect(config_of(model, place))
+                replay(clients[place], [Job(tuple(range(100, 164)), 4)])
+            if place == "chunked" and not any(one["workload"] == "alone" for one in read(out)):
+                _append(out, {"workload": "alone", "place": place, "repetition": 0,
+                              "step_s": undisturbed_step(clients[place])})  # fmt: skip
+            watch = CpuWatch()
+            found = replay(clients[place], jobs_of(workload, repetition, traces))
+            ids = [request.ids for request in found.requests]
+            times = Times(
+                found.summary.wall_s, found.summary.output_tokens, [one.ttft_s or 0.0 for one in found.requests],
+                [one.tpot_s for one in found.requests], [gap for one in found.requests for gap in one.gaps_s],
+                found.summary.failed,
+            )  # fmt: skip
+            _append(out, {
+                "workload": workload, "place": place, "repetition": repetition, "foreign": watch.foreign_cpu_share(),
+                "ids": hashlib.sha256(json.dumps(ids).encode()).hexdigest(), "times": msgspec.to_builtins(times),
+            })  # fmt: skip
+            print(f"{workload:6} {place:24} {repetition}  {found.summary.wall_s:.1f} s", flush=True)
     finally:
-        for one in placed.values():
-            one.client.close()
-    foreign = watch.foreign_cpu_share()
-    for row in rows:
-        guess = row["predicted"]
-        shown = "  ".join(
-            f"{name[:-2] if name.endswith('_s') else name} {row[name] * scale:.1f} ({guess[name] * scale:.1f})"
-            for name, scale in SHOWN
-        )
-        print(f"{row['workload']:6} {row['place']:24} {shown}  same tokens: {row['same_tokens']}")
-    return [{"foreign_cpu_share": foreign, **row} for row in rows]
+        for client in clients.values():
+            client.close()
+    there = {(one["workload"], one["place"], one["repetition"]) for one in read(out)}
+    print(f"{len(set(wanted) - there)} runs left")
 
 
-# -- the link
+def read(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def one_way(client: Any, tokens: int, salt: int) -> dict[str, float]:
-    """One request of 2 tokens alone: seconds to the first, and from it to the second."""
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    prompt = tuple(np.random.default_rng(salt).integers(1000, 30_000, tokens).tolist())
-    begun = time.perf_counter()
-    client.submit_to(Request(f"one-{salt}-{begun}", prompt, 2, ignore_stop=True, arrival_s=begun), inbox.put)
-    times: list[float] = []
-    while len(times) < 2:
-        event = inbox.get(timeout=60)
-        if not isinstance(event, TokenEvent):
-            raise event
-        times += [event.at_s] * len(event.tokens)
-    return {"first_s": times[0] - begun, "next_s": times[1] - times[0]}
+def _append(out: Path, row: dict[str, Any]) -> None:
+    with out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
-def link(model: str, tokens: int, factors: list[float], repeats: int) -> dict[str, Any]:
-    """At several rates: the way from the first token to the second; it should be bytes over rate, plus what it is over
-    a free link. Break-even: where that equals computing the prompt on one such engine, measured on the same machine."""
-    config = config_of(model, "chunked")
-    config = EngineConfig(model, context=2048, kv_bytes=1 << 28, threads=1)
-    described = describe(model)
-    program = record(described, STORAGES.get(config.storage))
-    per_token = sum(group.bytes_per_token for group in program.kv_groups)
-    machine = load_or_measure(1)
-    even = LoadOrCompute(StepCosts({"model": program}, lambda: machine), per_token, lambda tier: 1.0)
-    predicted = even.link_bytes_per_s(tokens)
-    parcel_bytes = -(-tokens // 16) * 16 * per_token
-    with EngineClient(config) as client:
-        one_way(client, tokens, 1)
-        alone = [one_way(client, tokens, salt) for salt in range(2, 2 + repeats)]
-    compute_s = statistics.median(one["first_s"] - one["next_s"] for one in alone)
-    free = _ways(model, tokens, 0.0, repeats)
-    rows = []
-    for factor in factors:
-        rate = max(predicted * factor, 1e4)
-        way = _ways(model, tokens, rate, repeats)
-        expected = parcel_bytes / rate + free
-        rows.append({"rate": rate, "way_s": way, "expected_s": expected, "ratio": way / expected})
-    fixed = statistics.median(row["way_s"] - parcel_bytes / row["rate"] for row in rows)
-    step_s = statistics.median(one["next_s"] for one in alone)
-    measured = _crossing([(row["rate"], row["way_s"] - step_s) for row in rows], compute_s)
-    computed_rate = parcel_bytes / compute_s
-    found = {
-        "tokens": tokens, "bytes_per_token": per_token, "parcel_bytes": parcel_bytes,
-        "estimated_compute_s": even.compute_s(tokens),
-        "measured_compute_s": compute_s, "free_way_s": free, "fixed_s": fixed, "step_s": step_s,
-        "break_even_bytes_per_s": {
-            "predicted": predicted, "from measured compute": computed_rate, "measured on the link": measured,
-        }, "rows": rows,
+# -- the table
+
+
+def figures(runs: list[Times], step_s: float) -> dict[str, float]:
+    """Of all runs together. goodput: requests a second within both goals; kept: their share."""
+    good = total = 0
+    for one in runs:
+        for ttft, tpot in zip(one.ttft_s, one.tpot_s, strict=True):
+            total += 1
+            good += 0 < ttft <= TTFT_STEPS * step_s and (tpot is None or tpot <= TPOT_STEPS * step_s)
+    wall = sum(one.wall_s for one in runs)
+    ttft = spread([value for one in runs for value in one.ttft_s])
+    tpot, gaps = spread([v for one in runs for v in one.tpot_s]), spread([v for one in runs for v in one.gaps_s])
+    assert ttft is not None and tpot is not None and gaps is not None
+    return {
+        "tokens_per_s": sum(one.output_tokens for one in runs) / wall, "ttft_p50_s": ttft.p50, "ttft_p99_s": ttft.p99,
+        "tpot_p50_ms": 1e3 * tpot.p50, "tpot_p99_ms": 1e3 * tpot.p99, "gap_p99_ms": 1e3 * gaps.p99,
+        "goodput_per_s": good / wall, "kept": good / total,
     }  # fmt: skip
-    for row in rows:
-        print(
-            f"{row['rate'] / 1e6:8.2f} MB/s: {row['way_s'] * 1e3:7.1f} ms, expected {row['expected_s'] * 1e3:7.1f} ms, "
-            f"ratio {row['ratio']:.3f}"
+
+
+HEADS = (
+    "workload", "place", "runs", "tokens/s", "TTFT p50, p99, s", "TPOT p50, p99, ms", "gap p99, ms", "goodput, /s",
+    "kept", "foreign",
+)  # fmt: skip
+
+
+def show(model: str, out: Path, traces: Path) -> dict[str, Any]:
+    rows = read(out)
+    step_s = next(one["step_s"] for one in rows if one["workload"] == "alone")
+    rows = [one for one in rows if one["workload"] != "alone"]
+    shown = []
+    print(f"undisturbed step {1e3 * step_s:.1f} ms; goals: TTFT {TTFT_STEPS * step_s:.2f} s, TPOT "
+          f"{1e3 * TPOT_STEPS * step_s:.0f} ms")  # fmt: skip
+    print(f"| {' | '.join(HEADS)} |\n{'|---' * len(HEADS)}|")
+    ids = {(one["workload"], one["repetition"], one["place"]): one["ids"] for one in rows}
+    for workload, place in dict.fromkeys((one["workload"], one["place"]) for one in rows):
+        own = [one for one in rows if (one["workload"], one["place"]) == (workload, place)]
+        measured = figures([msgspec.convert(one["times"], Times) for one in own], step_s)
+        try:
+            guessed = figures([predict(config_of(model, place), jobs_of(workload, 0, traces))], step_s)
+        except UserError:
+            guessed = dict.fromkeys(measured, float("nan"))
+        same = all(
+            ids[workload, one["repetition"], place] == ids.get((workload, one["repetition"], "chunked")) for one in own
         )
-    print(
-        f"{tokens} tokens, {parcel_bytes / 1e6:.2f} MB; computing them: estimated "
-        f"{even.compute_s(tokens) * 1e3:.0f} ms, measured {compute_s * 1e3:.0f} ms; break-even link: predicted "
-        f"{predicted / 1e6:.1f} MB/s, with the measured time {computed_rate / 1e6:.1f} MB/s, found on the link "
-        f"{measured / 1e6:.1f} MB/s"
-    )
-    return found
+        failed, foreign = sum(one["times"]["failed"] for one in own), max(one["foreign"] or 0.0 for one in own)
+        m, g = measured, guessed
+        print(
+            f"| {workload} | {place} | {len(own)} | {m['tokens_per_s']:.1f} ({g['tokens_per_s']:.1f}) | "
+            f"{m['ttft_p50_s']:.2f}, {m['ttft_p99_s']:.2f} ({g['ttft_p50_s']:.2f}, {g['ttft_p99_s']:.2f}) | "
+            f"{m['tpot_p50_ms']:.0f}, {m['tpot_p99_ms']:.0f} ({g['tpot_p50_ms']:.0f}, {g['tpot_p99_ms']:.0f}) | "
+            f"{m['gap_p99_ms']:.0f} ({g['gap_p99_ms']:.0f}) | {m['goodput_per_s']:.2f} ({g['goodput_per_s']:.2f}) | "
+            f"{m['kept']:.0%} ({g['kept']:.0%}) | {foreign:.0%}{'' if same and not failed else ' OTHER TOKENS'} |"
+        )
+        shown.append({"workload": workload, "place": place, "measured": m, "predicted": g, "same_tokens": same,
+                      "failed": failed, "foreign": foreign})  # fmt: skip
+    return {"step_s": step_s, "rows": shown}
 
 
-def _ways(model: str, tokens: int, rate: float, repeats: int) -> float:
-    """Median seconds from the first token to the second over a link of this rate."""
-    place = "disaggregated:link=tcp,threads=1+1" + (f",rate={rate:.0f}" if rate else "")
-    with LLM(model, context=2048, kv_bytes=1 << 28, place=place) as llm:
-        one_way(llm, tokens, 1)
-        return statistics.median(one_way(llm, tokens, salt)["next_s"] for salt in range(2, 2 + repeats))
+# -- a chunk chosen from the estimate
 
 
-def _crossing(points: list[tuple[float, float]], level: float) -> float:
-    """The rate at which the way takes `level` seconds, by interpolation of 1/rate; NaN outside."""
-    inverse = sorted((1 / rate, way) for rate, way in points)
-    for (a, low), (b, high) in itertools.pairwise(inverse):
-        if low <= level <= high:
-            return 1 / (a + (b - a) * (level - low) / (high - low))
-    return float("nan")
+def pace(model: str, targets: list[float], repeats: int) -> list[dict[str, Any]]:
+    """Three answers of 160 tokens, and a prompt of 700 every 0.8 s beside them: gaps of the three."""
+    ids = np.random.default_rng(5)
+    jobs = [Job(tuple(ids.integers(1000, 30_000, 40).tolist()), 160) for _ in range(3)]
+    jobs += [Job(tuple(ids.integers(1000, 30_000, 700).tolist()), 2, 0.2 + 0.8 * n) for n in range(5)]
+    places = ["chunked", *(f"chunked:tbt={target:g}ms" for target in targets)]
+    clients = {place: connect(config_of(model, place, prefix=False)) for place in places}
+    found: dict[str, list[Any]] = {place: [] for place in places}
+    watch = CpuWatch()
+    try:
+        for _ in range(repeats):
+            for place in places:
+                found[place].append(replay(clients[place], jobs))
+    finally:
+        for client in clients.values():
+            client.close()
+    rows = []
+    for place in places:
+        gaps = spread([gap for one in found[place] for request in one.requests[:3] for gap in request.gaps_s])
+        first = spread([request.ttft_s for one in found[place] for request in one.requests[3:]])
+        guess = predict(config_of(model, place, prefix=False), jobs)
+        expected = spread(guess.gaps_s)
+        assert gaps is not None and first is not None and expected is not None
+        rows.append({"place": place, "gap_p50_s": gaps.p50, "gap_p90_s": gaps.p90, "gap_p99_s": gaps.p99,
+                     "gap_n": gaps.n, "ttft_p50_s": first.p50, "predicted_gap_p99_s": expected.p99,
+                     "foreign": watch.foreign_cpu_share()})  # fmt: skip
+        print(f"{place:20} {gaps.n} gaps: p50, p90, p99 {1e3 * gaps.p50:.1f}, {1e3 * gaps.p90:.1f}, "
+              f"{1e3 * gaps.p99:.1f} ms (predicted p99 {1e3 * expected.p99:.1f}); TTFT of the prompts p50 {first.p50:.2f} s")  # fmt: skip
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", choices=("table", "link"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=("run", "show", "pace"))
     parser.add_argument("model")
+    parser.add_argument("--out", type=Path, default=Path("placement.jsonl"))
+    parser.add_argument("--traces", type=Path, default=Path(TRACES))
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
-    parser.add_argument("--places", default=";".join(PLACES), help="separated by semicolons")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=448)
-    parser.add_argument("--rates", default="0.5,0.7,1,1.4,2", help="multiples of the predicted break-even")
+    parser.add_argument("--places", default=";".join(WANTED), help="separated by semicolons; those there are")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=220.0)
+    parser.add_argument("--targets", default="30,50,100", help="milliseconds")
     asked = parser.parse_args()
-    if asked.question == "table":
-        found: Any = table(asked.model, asked.workloads.split(","), asked.places.split(";"), asked.repeats)
+    if asked.question == "run":
+        places = places_there(asked.places.split(";"))
+        wanted = [(w, p, r) for r in range(asked.repeats) for w in asked.workloads.split(",") for p in places]
+        run(asked.model, asked.out, wanted, asked.seconds, asked.traces)
+    elif asked.question == "show":
+        print(json.dumps(show(asked.model, asked.out, asked.traces)))
     else:
-        found = link(asked.model, asked.tokens, [float(one) for one in asked.rates.split(",")], asked.repeats)
-    print(json.dumps(found))
+        print(json.dumps(pace(asked.model, [float(one) for one in asked.targets.split(",")], asked.repeats)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""The link rate from which on handing kept state on pays (E9): predicted, and found on a throttled TCP link.
+
+python bench/placement_link.py MODEL [--tokens 448] [--rates 0.5,0.7,1,1.4,2] [--kv bf16]   last line: one JSON document
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import queue
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from ridgeline.engine.client import EngineClient
+from ridgeline.engine.config import EngineConfig
+from ridgeline.llm import LLM
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
+from ridgeline.run.break_even import LoadOrCompute
+from ridgeline.run.costs import StepCosts
+from ridgeline.run.machine import load_or_measure
+from ridgeline.state.event import TokenEvent
+from ridgeline.state.request import Request
+
+
+def one_way(client: Any, tokens: int, salt: int) -> dict[str, float]:
+    """One request of 2 tokens alone: seconds to the first, and from it to the second."""
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    prompt = tuple(np.random.default_rng(salt).integers(1000, 30_000, tokens).tolist())
+    begun = time.perf_counter()
+    client.submit_to(Request(f"one-{salt}-{begun}", prompt, 2, ignore_stop=True, arrival_s=begun), inbox.put)
+    times: list[float] = []
+    while len(times) < 2:
+        event = inbox.get(timeout=60)
+        if not isinstance(event, TokenEvent):
+            raise event
+        times += [event.at_s] * len(event.tokens)
+    return {"first_s": times[0] - begun, "next_s": times[1] - times[0]}
+
+
+def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -> dict[str, Any]:
+    """At several rates: the way from the first token to the second; it should be bytes over rate, plus what it is over
+    a free link. Break-even: where that, without the step itself, equals computing the prompt on one such engine."""
+    options: dict[str, Any] = {"context": 2048, "kv_bytes": 1 << 27, "kv": kv}
+    config = EngineConfig(model, threads=1, **options)
+    program = record(describe(model), STORAGES.get(config.storage))
+    per_token = sum(group.bytes_per_token for group in program.kv_groups)
+    machine = load_or_measure(1)
+    even = LoadOrCompute(StepCosts({"model": program}, lambda: machine), per_token, lambda tier: 1.0)
+    parcel_bytes = -(-tokens // 16) * 16 * per_token
+    with EngineClient(config) as client:
+        one_way(client, tokens, 1)
+        alone = [one_way(client, tokens, salt) for salt in range(2, 2 + repeats)]
+    step_s = statistics.median(one["next_s"] for one in alone)
+    compute_s = statistics.median(one["first_s"] for one in alone) - step_s
+    predicted = parcel_bytes / compute_s
+    rates = [max(predicted * factor, 1e4) for factor in factors]
+    ways = _ways(model, tokens, [0.0, *rates], repeats, options)
+    free = ways[0]
+    rows = [
+        {
+            "rate": rate,
+            "way_s": way,
+            "expected_s": parcel_bytes / rate + free,
+            "ratio": way / (parcel_bytes / rate + free),
+        }
+        for rate, way in zip(rates, ways[1:], strict=True)
+    ]
+    found = _crossing([(row["rate"], row["way_s"] - step_s) for row in rows], compute_s)
+    for row in rows:
+        print(
+            f"{kv} {row['rate'] / 1e6:8.2f} MB/s: {row['way_s'] * 1e3:7.1f} ms, expected "
+            f"{row['expected_s'] * 1e3:7.1f} ms, ratio {row['ratio']:.3f}"
+        )
+    print(
+        f"{kv}: {tokens} tokens, {parcel_bytes / 1e6:.2f} MB; computing them: estimated "
+        f"{even.compute_s(tokens) * 1e3:.0f} ms, measured {compute_s * 1e3:.0f} ms; free way {free * 1e3:.0f} ms, of "
+        f"it the step {step_s * 1e3:.0f} ms; break-even: by the estimate {even.link_bytes_per_s(tokens) / 1e6:.1f} MB/s, "
+        f"by the measured time {predicted / 1e6:.1f} MB/s, found on the link {found / 1e6:.1f} MB/s"
+    )
+    return {
+        "kv": kv, "tokens": tokens, "bytes_per_token": per_token, "parcel_bytes": parcel_bytes,
+        "estimated_compute_s": even.compute_s(tokens), "measured_compute_s": compute_s, "free_way_s": free,
+        "step_s": step_s, "rows": rows,
+        "break_even_bytes_per_s": {
+            "estimated": even.link_bytes_per_s(tokens), "from measured compute": predicted, "found": found,
+        },
+    }  # fmt: skip
+
+
+def _ways(model: str, tokens: int, rates: list[float], repeats: int, options: dict[str, Any]) -> list[float]:
+    """Median seconds from the first token to the second over a link of each rate; 0: unthrottled. Links take turns, so
+    that whatever drifts drifts for all."""
+    places = ["disaggregated:link=tcp,threads=1+1" + (f",rate={rate:.0f}" if rate else "") for rate in rates]
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(LLM(model, place=place, **options)) for place in places]
+        found: list[list[float]] = [[] for _ in engines]
+        for salt in range(1, 2 + repeats):
+            for times, llm in zip(found, engines, strict=True):
+                times.append(one_way(llm, tokens, salt)["next_s"])
+    return [statistics.median(times[1:]) for times in found]
+
+
+def _crossing(points: list[tuple[float, float]], level: float) -> float:
+    """The rate at which the way takes `level` seconds, by interpolation of 1/rate; NaN outside."""
+    inverse = sorted((1 / rate, way) for rate, way in points)
+    for (a, low), (b, high) in itertools.pairwise(inverse):
+        if low <= level <= high:
+            return 1 / (a + (b - a) * (level - low) / (high - low))
+    return float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=448)
+    parser.add_argument("--rates", default="0.5,0.7,1,1.4,2", help="multiples of the rate that computing comes to")
+    parser.add_argument("--kv", default="bf16", help="storages, separated by commas")
+    asked = parser.parse_args()
+    factors = [float(one) for one in asked.rates.split(",")]
+    found = [link(asked.model, asked.tokens, factors, asked.repeats, kv) for kv in asked.kv.split(",")]
+    for one, other in itertools.combinations(found, 2):
+        more = one["parcel_bytes"] - other["parcel_bytes"]
+        slower = other["measured_compute_s"] + other["free_way_s"] - one["measured_compute_s"] - one["free_way_s"]
+        rate = more / slower if slower * more > 0 else float("inf")
+        print(
+            f"{one['kv']} against {other['kv']}: as soon at {rate / 1e6:.1f} MB/s; over slower links {other['kv']} is"
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
