@@ -222,7 +222,7 @@ def pace(model: str, targets: list[float], repeats: int) -> list[dict[str, Any]]
                      "gap_n": gaps.n, "ttft_p50_s": first.p50, "predicted_gap_p99_s": expected.p99,
                      "foreign": watch.foreign_cpu_share()})  # fmt: skip
         print(f"{place:20} {gaps.n} gaps: p50, p90, p99 {1e3 * gaps.p50:.1f}, {1e3 * gaps.p90:.1f}, "
-              f"{1e3 * gaps.p99:.1f} ms (predicted p99 {1e3 * expected.p99:.1f}); TTFT of the prompts p50 {first.p50:.2f} s")  # fmt: skip
+              f"{1e3 * gaps.p99:.1f} ms (predicted p99 {1e3 * expected.p99:.1f}); TTFT {first.p50:.2f} s")  # fmt: skip
     return rows
 
 

@@ -80,7 +80,7 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
     print(
         f"{kv}: {tokens} tokens, {parcel_bytes / 1e6:.2f} MB; computing them: estimated "
         f"{even.compute_s(tokens) * 1e3:.0f} ms, measured {compute_s * 1e3:.0f} ms; free way {free * 1e3:.0f} ms, of "
-        f"it the step {step_s * 1e3:.0f} ms; break-even: by the estimate {even.link_bytes_per_s(tokens) / 1e6:.1f} MB/s, "
+        f"it the step {step_s * 1e3:.0f} ms; break-even: estimated {even.link_bytes_per_s(tokens) / 1e6:.1f} MB/s, "
         f"by the measured time {predicted / 1e6:.1f} MB/s, found on the link {found / 1e6:.1f} MB/s"
     )
     return {

@@ -4,12 +4,15 @@ bytes of the layout and no others; and nothing held when the way breaks."""
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ridgeline.cluster.link import Link
+from ridgeline.run.transfers import Mover
 from ridgeline.state.request import Request, Sampling
 
 from ..engine.tiny import GEMMA3, LLAMA, TinyEngine, write_config
@@ -117,6 +120,63 @@ def test_blocks_travel_while_the_rest_is_computed(pairs: list[Pair], model: str)
     pair.until(lambda: any(one.sent for one in giver._leaving.values()))
     assert pair.ids("r200") == () and not pair.engines[0].scheduler.has_parted("r200")
     pair.until(lambda: "r200" in pair.ended())
+
+
+def test_first_layers_leave_while_the_step_computes(pairs: list[Pair], model: str, monkeypatch) -> None:
+    """A prompt of one step: the step is held until parts of blocks have left, so they have left before it ended."""
+    pair = linked(pairs, model)
+    pair.until(lambda: bool(pair.exchanges[1]._taker._ends) and bool(pair.exchanges[0]._giver.ends))
+    kept, send = pair.engines[0].kept, Link.send
+    left: list[tuple[Any, int, bool]] = []
+    assert isinstance(kept, Mover)
+
+    def noted(link: Link, message: Any, payload: Any = None) -> None:
+        send(link, message, payload)
+        if payload is not None:
+            left.append((message, payload.nbytes, kept._is_under_way))
+
+    def end_when_some_have_left() -> None:
+        limit = time.monotonic() + 60
+        while not left and time.monotonic() < limit:
+            time.sleep(0.001)
+        Mover.end(kept)
+
+    monkeypatch.setattr(Link, "send", noted)
+    monkeypatch.setattr(kept, "end", end_when_some_have_left)
+    asked = requests((200,))
+    assert pair.run(asked) == alone(model, asked)
+    message, nbytes, was_under_way = left[0]
+    assert was_under_way and (message.index, message.offset) == (0, 0) and nbytes < pair.block_bytes
+    assert sum(count for _, count, _ in left) == 13 * pair.block_bytes  # nothing twice
+
+
+def test_progress_is_seen_layer_by_layer(tmp_path) -> None:
+    """Another thread sees some layers of a step done and others not; it looks at as many steps as that takes."""
+    name = write_config(tmp_path, LLAMA | {"num_hidden_layers": 12, "hidden_size": 192})
+    engine = TinyEngine(name, threads=2, kv_bytes=1 << 24).engine
+    kept, seen, is_over = engine.kept, set(), threading.Event()
+    assert isinstance(kept, Mover)
+    kept.watch(lambda plan: None)
+
+    def look() -> None:
+        while not is_over.is_set():
+            seen.add(kept.layers_done(0))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    limit = time.monotonic() + 60
+    try:
+        for salt in range(10_000):
+            engine.add(Request(f"q{salt}", prompt_of(400, salt), 1))
+            while engine.has_work:
+                engine.step()
+            if seen & set(range(1, 12)) or time.monotonic() > limit:
+                break
+    finally:
+        is_over.set()
+        looking.join()
+        engine.close()
+    assert seen & set(range(1, 12)) and seen <= set(range(13))
 
 
 def test_eviction_on_the_way_sends_everything_again(pairs: list[Pair], model: str) -> None:

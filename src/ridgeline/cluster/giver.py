@@ -1,7 +1,7 @@
 """Giver: the sequences that leave an engine, and the blocks of theirs that travel while the rest is still computed.
 
-Reads the scheduler's progress between steps; a thread a link sends. Blocks stay the sequence's until the taker has
-said Taken: only then the scheduler lets them go.
+Reads the scheduler's progress between steps; a thread a link sends, during a step what its first layers have left in
+the blocks (stage.py). Blocks stay the sequence's until the taker has said Taken: only then the scheduler lets them go.
 """
 # size: 17 short methods; one owner of what leaves, be it handed on or moved while it runs
 
@@ -14,17 +14,20 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ridgeline.decode.decoder import MODEL
 from ridgeline.engine.engine import Engine
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.spans import blocks_for
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.state.event import HANDED_ON, RETURNED, STAYED, TokenEvent
+from ridgeline.state.plan import StepPlan
 from ridgeline.state.ports import KeptState
 from ridgeline.state.sequence import Sequence
 
 from .bell import Bell
 from .link import Link
 from .messages import Block, Drop, Go, Handover, Message, Open, Refused, Taken
+from .stage import LEAST_STAGED, Stage
 from .wire import Bytes, LinkBroken
 
 
@@ -35,8 +38,9 @@ class GivingEnd:
         self.name, self.link = name, link
         self.answers: deque[Message] = deque()
         self.broken = ""
+        self.granted: set[int] = set()  # streams that the taker has room for
         self._bell = bell
-        self._jobs: queue.SimpleQueue[tuple[Message, Bytes | None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Message, Bytes | None] | Stage | None] = queue.SimpleQueue()
         for work, what in ((self._send, "send"), (self._listen, "listen")):
             threading.Thread(target=work, name=f"ridgeline-{what}-{name}", daemon=True).start()
 
@@ -49,6 +53,10 @@ class GivingEnd:
         """To be sent, in order."""
         self._jobs.put((message, payload))
 
+    def put_staged(self, stage: Stage) -> None:
+        """Parts of it as they become ready, until it is closed."""
+        self._jobs.put(stage)
+
     def close(self) -> None:
         self._jobs.put(None)
         self.link.close()
@@ -56,14 +64,18 @@ class GivingEnd:
     def _send(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                self.link.send(*job)
+                for message, payload in job.parts_ready() if isinstance(job, Stage) else (job,):
+                    self.link.send(message, payload)
             except LinkBroken as error:
                 return self._break(error)
 
     def _listen(self) -> None:
         try:
             while True:
-                self.answers.append(self.link.receive(_nowhere))
+                answer = self.link.receive(_nowhere)
+                if isinstance(answer, Go):
+                    self.granted.add(answer.stream)
+                self.answers.append(answer)
                 self._bell.ring()
         except LinkBroken as error:
             self._break(error)
@@ -96,6 +108,7 @@ class Leaving:
     is_open: bool = False
     is_granted: bool = False
     is_handed: bool = False
+    stage: Stage | None = None  # of the step under way
 
 
 class Giver:
@@ -107,6 +120,7 @@ class Giver:
         self._leaving: dict[str, Leaving] = {}
         self._streams: dict[int, Leaving] = {}
         self._next = 0
+        kept.watch(self._begin)
 
     def meet(self, name: str, link: Link) -> None:
         """A link to an engine that takes."""
@@ -149,6 +163,7 @@ class Giver:
                 del self.ends[name]
                 events += [self._give_up(one, end.broken) for one in list(self._leaving.values()) if one.to == name]
         for one in list(self._leaving.values()):
+            self._end_stage(one)
             if one.most and not one.is_granted and self._has_come_far(one):
                 self._drop(one)
                 events.append(self._give_up(one, ""))  # there was no room for it in time
@@ -157,6 +172,8 @@ class Giver:
         return events
 
     def close(self) -> None:
+        for one in list(self._leaving.values()):
+            self._forget(one)
         for end in self.ends.values():
             end.close()
 
@@ -224,9 +241,7 @@ class Giver:
         has_parted = scheduler.has_parted(one.request_id)
         computed = sequence.tokens_computed
         if not one.is_open and (computed or has_parted):
-            one.is_open = True
-            tokens = one.most or sequence.tokens_known - has_parted
-            end.put(Open(one.stream, tokens, self._kept.layout, self._kept.block_bytes))
+            self._open(one, end, one.most or sequence.tokens_known - has_parted)
         if sequence.preemptions != one.preemptions:  # what was sent may have been overwritten while it was read
             one.preemptions, one.sent = sequence.preemptions, 0
         if one.is_granted and not one.is_handed:
@@ -237,6 +252,40 @@ class Giver:
                 one.is_handed = True
                 request = msgspec.structs.replace(sequence.request, prompt_logprobs=None)  # scored here
                 end.put(Handover(one.stream, request, tuple(sequence.tokens[sequence.tokens_prompt :])))
+
+    def _open(self, one: Leaving, end: GivingEnd, tokens: int) -> None:
+        one.is_open = True
+        end.put(Open(one.stream, tokens, self._kept.layout, self._kept.block_bytes))
+
+    def _begin(self, plan: StepPlan) -> None:
+        """A step begins: what it will leave in blocks of those that leave may go while it still computes."""
+        entries = {entry.sequence: entry for entry in plan.entries if entry.program == MODEL} if self._leaving else {}
+        for one in self._leaving.values():
+            end, sequence = self.ends.get(one.to), self._engine.scheduler.find(one.request_id)
+            entry = entries.get(sequence.id) if sequence is not None else None
+            if end is None or sequence is None or entry is None or one.most:
+                continue
+            if sequence.preemptions != one.preemptions:
+                one.preemptions, one.sent = sequence.preemptions, 0
+            if not one.is_open:
+                self._open(one, end, sequence.tokens_known)
+            computed = entry.start + len(entry.tokens)
+            until = blocks_for(computed) if computed == sequence.tokens_known else computed // BLOCK_TOKENS
+            if until - one.sent >= LEAST_STAGED:
+                tables = [[int(table[index]) for index in range(one.sent, until)] for table in entry.blocks]
+                one.stage = Stage(self._kept, end.granted, one.stream, one.sent, tables)
+                end.put_staged(one.stage)
+
+    def _end_stage(self, one: Leaving) -> None:
+        """The step is over: what its stage has begun is ended in the ordinary way."""
+        if one.stage is None:
+            return
+        stage, one.stage = one.stage, None
+        end, left = self.ends.get(one.to), stage.close()
+        if stage.is_begun and end is not None:
+            for message, payload in left:
+                end.put(message, payload)
+            one.sent = stage.until
 
     def _send_blocks(self, one: Leaving, end: GivingEnd, sequence: Sequence, until: int) -> None:
         if until <= one.sent:
@@ -254,6 +303,10 @@ class Giver:
         self._forget(one)
 
     def _forget(self, one: Leaving) -> None:
+        if one.stage is not None:
+            one.stage.close()
+        if (end := self.ends.get(one.to)) is not None:
+            end.granted.discard(one.stream)
         self._leaving.pop(one.request_id, None)
         self._streams.pop(one.stream, None)
 

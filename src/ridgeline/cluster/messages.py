@@ -3,7 +3,7 @@
 # giver                                     taker
 # Open (so many tokens, this layout)  --->
 #                                     <---  Go, when there is room for all of it; or Refused
-# Block, Block, ... while it computes --->  [with payloads]
+# Block, Block, ... while it computes --->  [with payloads: whole blocks, or layer by layer]
 # Handover (the request, its tokens)  --->
 #                                     <---  Taken: now the giver's blocks are free; or Refused
 # Drop, until Taken was heard         --->  what was added meanwhile is ended
@@ -26,11 +26,13 @@ class Open(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Block(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """The payload is block `index` of the sequence in this group, as it is stored. One that comes again replaces it."""
+    """The payload is block `index` of the sequence in this group, as it is stored, from the byte `offset` on; its parts
+    come in order. What comes again replaces what was there."""
 
     stream: int
     group: int
     index: int
+    offset: int = 0
 
 
 class Handover(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

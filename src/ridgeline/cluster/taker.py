@@ -65,13 +65,15 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Coming:
-    """One sequence on its way. blocks: [group][index], None: not here yet."""
+    """One sequence on its way. blocks: [group][index], None: nothing of it is here yet. there: bytes of each that are,
+    from its beginning."""
 
     end: TakingEnd
     stream: int
     tokens: int
     nbytes: int
     blocks: list[list[Bytes | None]]
+    there: dict[tuple[int, int], int] = field(default_factory=dict)
     is_granted: bool = False
     handover: Handover | None = None
     first_key: int = 0
@@ -81,8 +83,10 @@ class Coming:
         if not 0 < tokens <= self.tokens:
             raise LinkBroken(f"stream {self.stream} has {self.tokens} tokens, which is not what its request says")
         self.tokens, self.blocks = tokens, [group[: blocks_for(tokens)] for group in self.blocks]
-        if any(block is None for group in self.blocks for block in group):
-            raise LinkBroken(f"stream {self.stream} ended before all of it was there")
+        for number, group in enumerate(self.blocks):
+            for index, block in enumerate(group):
+                if block is None or self.there[number, index] < block.nbytes:
+                    raise LinkBroken(f"stream {self.stream} ended before all of it was there")
 
 
 @dataclass(slots=True)
@@ -145,10 +149,15 @@ class TakingEnd:
             raise LinkBroken(f"a block of stream {message.stream}, which was never let in")
         if message.group >= len(one.blocks) or not 0 <= message.index < len(one.blocks[message.group]):
             raise LinkBroken(f"block {message.index} of group {message.group} is none of stream {message.stream}'s")
-        if nbytes != self._pools.block_bytes[message.group]:
-            raise LinkBroken(f"a block of {nbytes} bytes; group {message.group} has {self._pools.block_bytes}")
-        one.blocks[message.group][message.index] = data = np.empty(nbytes, np.uint8)
-        return data
+        place, size = (message.group, message.index), self._pools.block_bytes[message.group]
+        there, end = one.there.get(place, 0), message.offset + nbytes
+        if not 0 <= message.offset <= there or end > size:
+            raise LinkBroken(f"bytes {message.offset} to {end} of a block of {size} bytes, of which {there} are here")
+        data = one.blocks[message.group][message.index]
+        if data is None:
+            data = one.blocks[message.group][message.index] = np.empty(size, np.uint8)
+        one.there[place] = max(end, there)
+        return data[message.offset : end]
 
     def _heard(self, message: Message) -> None:
         match message:

@@ -61,6 +61,8 @@ class Runner:
         plan = plan_arena(program, bodies, limits, quantised_values(program, bodies))
         self._offsets = plan.offsets
         self._line_ns = np.zeros(len(program.lines), np.int64)
+        marks = tuple(np.array([program.cuts[layer] for layer in group.layers]) for group in program.kv_groups)
+        self._mover.follow(self._line_ns, marks)
         self._tensors = TensorCache(device)
         self._values: dict[int, Any] = {}
         self._emitter: Emitter = Emitter(bound, plan, beside._emitter.weights if beside is not None else None)
@@ -103,6 +105,7 @@ class Runner:
         if not plan.entries:
             return StepResult((), started, self._clock.now(), transfer_ns=transfer_ns)
         step = TorchStep(plan, self.pools, self._tensors, self._device, self.states) if self._is_mixed else None
+        self._mover.begin(plan)
         for start, stop, tape in self._segments:
             if tape is not None:
                 began_ns = time.perf_counter_ns()
@@ -111,6 +114,7 @@ class Runner:
                 self.native_calls += 1
             else:
                 self._run_reference(step, start, stop, plan)
+        self._mover.end()
         rows = batch.results(plan)
         if step is not None and self.bound.bodies[-1] == "torch":
             answers = iter(step.results)

@@ -7,7 +7,7 @@ token as units of 4 bytes, so tokens move without being unpacked.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.memory.tier_store import TierStore
+from ridgeline.state.plan import StepPlan
 from ridgeline.state.transfer import (
     CopyBlock,
     CopyState,
@@ -38,6 +39,25 @@ class Mover:
     def __init__(self, pools: tuple[KvPool, ...], states: RecurrentPool | None = None) -> None:
         self.pools, self.states, self.store = pools, states, TierStore()
         self.bytes_moved = 0
+        self._line_ns = np.zeros(0, np.int64)
+        self._marks: tuple[Places, ...] = ()
+        self._is_under_way = False
+        self._on_begin: Callable[[StepPlan], None] | None = None
+
+    def follow(self, line_ns: npt.NDArray[np.int64], marks: tuple[Places, ...]) -> None:
+        """line_ns: lines' times as a native call writes them, one after another as they end; 0: not yet. marks: of
+        every group, the line that ends each of its layers."""
+        self._line_ns, self._marks = line_ns, marks
+
+    def begin(self, plan: StepPlan) -> None:
+        """A step will now write line_ns."""
+        if self._on_begin is not None:
+            self._line_ns.fill(0)
+            self._is_under_way = True
+            self._on_begin(plan)
+
+    def end(self) -> None:
+        self._is_under_way = False
 
     def run(self, transfers: Iterable[Transfer]) -> int:
         """Nanoseconds it took."""
@@ -58,6 +78,20 @@ class Mover:
             f"{pool.storage.name} {pool.layers}x{pool.kv_heads}x{pool.head_dim}x{pool.block_tokens}"
             for pool in self.pools
         )
+
+    def layers(self, group: int) -> int:
+        return self.pools[group].layers
+
+    def layers_done(self, group: int) -> int:
+        if not self._is_under_way:
+            return self.pools[group].layers
+        # A line has its time only after the barrier before the next one that reads what it wrote: when a layer's last
+        # line has one, all threads have left that layer's attention.
+        ended = np.flatnonzero(self._line_ns.copy())  # a copy: it changes meanwhile
+        return int(np.searchsorted(self._marks[group], ended[-1], side="right")) if ended.size else 0
+
+    def watch(self, on_begin: Callable[[StepPlan], None]) -> None:
+        self._on_begin = on_begin
 
     def block(self, group: int, block: int) -> npt.NDArray[np.uint8]:
         return self.pools[group].block(block)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -75,6 +76,19 @@ class KeptState(Protocol):
 
     def block(self, group: int, block: int) -> npt.NDArray[np.uint8]:
         """[block_bytes[group]], a view."""
+        ...
+
+    def layers(self, group: int) -> int:
+        """Layers in a block of this group; they lie one after another and have equal bytes."""
+        ...
+
+    def layers_done(self, group: int) -> int:
+        """How many of these layers, from the first, the step under way has computed; all when none is under way. From
+        any thread."""
+        ...
+
+    def watch(self, on_begin: Callable[[StepPlan], None]) -> None:
+        """Be told of every step as it begins, by the engine's thread; layers_done speaks of that step from then on."""
         ...
 
     def adopt(self, group: int, key: int, data: npt.NDArray[np.uint8]) -> None:
