@@ -3,6 +3,7 @@
 Bytes only: what they mean is the storage's matter, which blocks they are was decided by memory/. Every storage keeps a
 token as units of 4 bytes, so tokens move without being unpacked.
 """
+# size: 16 short methods; state.ports.KeptState is one protocol, and only who moves bytes knows them
 
 from __future__ import annotations
 
