@@ -279,7 +279,11 @@ class LLM:
         caller's own, which it closes itself."""
         if note is not None:
             self._notes.open(request.id, note)
-            self._client.submit_to(request, deliver)
+            try:
+                self._client.submit_to(request, deliver)
+            except RidgelineError:
+                self._notes.forget([request.id])
+                raise
             return
         begun_s = time.perf_counter()
         note = ClientNote(begun_s if request.arrival_s is None else request.arrival_s, {})
@@ -356,7 +360,7 @@ class LLM:
             return None
         with self._pages.lock:
             page = client.account(StepTable, turn=True, timeout_s=10.0)
-            self._pages.add(page)
+            self._notes.forget(self._pages.add(page, self._notes.turn(page)))
             if self._pages.begun_s is not None:
                 self._since_s = self._pages.begun_s
         machine = load_or_measure(self.facts.threads)

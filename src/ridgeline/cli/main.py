@@ -8,7 +8,7 @@ import typer
 
 from ridgeline.kit.version import __version__
 
-from . import bench, doctor, eval, explain, learn, predict, pull, run, serve
+from . import batch, bench, doctor, eval, explain, learn, predict, pull, run, serve
 
 EXAMPLES = """An LLM inference engine that knows why it is as fast as it is.
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     name="ridgeline", help=EXAMPLES, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for verb in (pull, doctor, run, serve, bench, eval, explain, predict, learn):
+for verb in (pull, doctor, run, serve, batch, bench, eval, explain, predict, learn):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 
 

@@ -62,6 +62,7 @@ class _Heard:
     tokens: int = 0
     prompt_tokens: int = 0
     error: str | None = None
+    has_retry: bool = False
     ended_s: float = 0.0
 
 
@@ -147,7 +148,7 @@ class HttpLoad:
 
     async def _hear(self, ask: Ask, heard: _Heard) -> None:
         pending = b""
-        async for status, part, at_s in self._exchange("POST", self._route, self._body(ask)):
+        async for status, part, at_s in self._exchange("POST", self._route, self._body(ask), heard):
             pending += part
             if status != 200:
                 heard.error = f"HTTP {status}{_code(pending)}"
@@ -183,7 +184,9 @@ class HttpLoad:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         return msgspec.json.encode(body | ({"ignore_eos": True} if self.aim.ignore_eos else {}))
 
-    async def _exchange(self, method: str, route: str, body: bytes | None) -> AsyncIterator[tuple[int, bytes, float]]:
+    async def _exchange(
+        self, method: str, route: str, body: bytes | None, heard: _Heard | None = None
+    ) -> AsyncIterator[tuple[int, bytes, float]]:
         """(status, part of the body, when it came), on a connection of its own."""
         context = ssl.create_default_context() if self._is_tls else None
         reader, writer = await asyncio.open_connection(self._host, self._port, ssl=context)
@@ -207,6 +210,8 @@ class HttpLoad:
                     wire.receive_data(data)
                 elif isinstance(event, h11.Response):
                     status = event.status_code
+                    if heard is not None:
+                        heard.has_retry = any(name == b"retry-after" for name, _ in event.headers)
                     yield status, b"", at_s
                 elif isinstance(event, h11.Data):
                     yield status, bytes(event.data), at_s
@@ -228,7 +233,8 @@ def _code(body: bytes) -> str:
 def _result(heard: _Heard, start: float, at_s: float) -> RequestResult:
     error = heard.error or ("no token came" if not heard.times else None)
     if error is not None:
-        return RequestResult((), heard.prompt_tokens, at_s, error=error, refused_s=heard.ended_s - start - at_s)
+        return RequestResult((), heard.prompt_tokens, at_s, error=error, refused_s=heard.ended_s - start - at_s,
+                             has_retry=heard.has_retry)  # fmt: skip
     count = heard.tokens or len(heard.times)
     ttft_s, e2e_s = heard.times[0] - start - at_s, heard.times[-1] - start - at_s
     gaps = tuple(late - early for early, late in zip(heard.times, heard.times[1:], strict=False))

@@ -5,6 +5,7 @@ Works on a Timeline's steps, read late; guesses nothing: what no source names is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -64,6 +65,19 @@ class ClientNotes:
 
     def __init__(self) -> None:
         self.by_request: dict[str, ClientNote] = {}
+
+    def turn(self, page: StepTable) -> float:
+        """Who ended on this page of the account has ended, whoever listens. Returns since when the oldest runs that has
+        not; infinity: nobody does."""
+        for one in () if page.timeline is None else page.timeline.ended:
+            note = self.by_request.get(one.request)
+            if note is not None and note.ended_s is None:
+                note.ended_s = one.ended_s
+        return min((note.begun_s for note in list(self.by_request.values()) if note.ended_s is None), default=math.inf)
+
+    def forget(self, request_ids: Iterable[str]) -> None:
+        for name in request_ids:
+            self.by_request.pop(name, None)
 
     def open(self, request_id: str, note: ClientNote) -> ClientNote:
         """Keep it; the oldest goes when there are too many."""

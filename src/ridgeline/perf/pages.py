@@ -31,15 +31,21 @@ class Pages:
         self._kept_bytes = kept_bytes
         self._pages: deque[StepTable] = deque()
 
-    def add(self, page: StepTable) -> None:
-        """The newest; pages before one that has forgotten steps itself are of no use any more."""
+    def add(self, page: StepTable, open_since_s: float = 0.0) -> list[str]:
+        """The newest. Pages go that weigh too much, are older than who still runs (since open_since_s), or lie before
+        one that has forgotten steps itself. Returns the requests that ended on them."""
         if not page.times:
-            return
+            return []
+        gone: list[StepTable] = []
         if page.timeline is not None and page.timeline.first_step:
-            self._pages.clear()
+            gone, self._pages = list(self._pages), deque()
         self._pages.append(page)
-        while len(self._pages) > 1 and sum(map(weight, self._pages)) > self._kept_bytes:
-            self._pages.popleft()
+        while len(self._pages) > 1:
+            is_heavy = sum(map(weight, self._pages)) > self._kept_bytes
+            if not is_heavy and self._pages[1].begun_s >= open_since_s:
+                break
+            gone.append(self._pages.popleft())
+        return [one.request for old in gone if old.timeline is not None for one in old.timeline.ended]
 
     def clear(self) -> None:
         self._pages.clear()

@@ -49,6 +49,7 @@ class RequestResult(msgspec.Struct, frozen=True):
     error: str | None = None
     counted: int = 0
     refused_s: float | None = None
+    has_retry: bool = False  # the refusal says when to come back
 
     @property
     def output_tokens(self) -> int:

@@ -6,10 +6,11 @@ Keeps hashes, never tokens. What the engine's cache really does is its own; only
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-MOST = 1 << 17  # blocks known, about 100 bytes each
+PLACES = 1 << 18  # for two hashes a block; 1 MiB
 DISABLED, SALT, EVICTED = "disabled", "salt", "evicted"
 
 
@@ -22,26 +23,29 @@ class Known:
 
 
 class Shadow:
-    """is_sharing: the engine shares beginnings at all. Not thread-safe."""
+    """is_sharing: the engine shares beginnings at all. Not thread-safe. A table of fixed size: what falls on a place
+    that is taken is known from then on, what was there is forgotten."""
 
-    def __init__(self, block_tokens: int, is_sharing: bool = True, most: int = MOST) -> None:
-        self._block, self._is_sharing, self._most = max(1, block_tokens), is_sharing, most
-        self._seen: dict[int, None] = {}  # oldest first
+    def __init__(self, block_tokens: int, is_sharing: bool = True, places: int = PLACES) -> None:
+        """places: a power of two."""
+        self._block, self._is_sharing, self._mask = max(1, block_tokens), is_sharing, places - 1
+        self._tags = array("I", b"\xff" * (4 * places))
 
     def look(self, prompt: Sequence[int], salt: str = "") -> Known:
         """What was known of a prompt before; from here on it is known. Its last token is always computed."""
         anybody = same = 0
         is_known = is_same = True
         for end, chain in self._chains(prompt):
-            own = hash((salt, chain))
-            is_known, is_same = is_known and chain in self._seen, is_same and own in self._seen
+            is_known, is_same = self._meet(chain) and is_known, self._meet(hash((salt, chain))) and is_same
             anybody, same = (end if is_known else anybody), (end if is_same else same)
-            for one in (chain, own):
-                self._seen.pop(one, None)
-                self._seen[one] = None
-        while len(self._seen) > self._most:
-            del self._seen[next(iter(self._seen))]
         return Known(anybody, same)
+
+    def _meet(self, chain: int) -> bool:
+        """Whether it was known; from here on it is."""
+        place, tag = chain & self._mask, chain >> 31 & 0x7FFFFFFF
+        was = self._tags[place] == tag
+        self._tags[place] = tag
+        return was
 
     def lost(self, known: Known, cached: int) -> dict[str, int]:
         """Tokens by reason that a hit could have saved; cached: those that one did."""

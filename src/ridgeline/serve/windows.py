@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from ridgeline.kit.errors import RidgelineError
 from ridgeline.perf.totals import Totals, Window
 
 from .backend import Backend
 
-EVERY_S = 20.0
+EVERY_S = 10.0
 FRESH_S = 5.0  # who looks gets numbers not older than this
 
 
@@ -28,6 +29,7 @@ class Windows:
         self._backend, self._seen = backend, seen
         self._turned_s = time.perf_counter()
         self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "ridgeline-pages")  # one: what reading takes is taken once, and used again
 
     async def run(self) -> None:
         while True:
@@ -40,7 +42,8 @@ class Windows:
             if time.perf_counter() - self._turned_s < most_s or self._backend.failure is not None:
                 return
             with contextlib.suppress(RidgelineError):
-                window = await asyncio.to_thread(self._backend.turn_page)
+                turning = asyncio.get_running_loop().run_in_executor(self._thread, self._backend.turn_page)
+                window = await turning
                 if window is not None:
                     self.totals.add(window)
                     self._seen(window)
