@@ -128,6 +128,7 @@ class LLM:
         self._tokenizer = self._described.tokenizer()
         self._notes = ClientNotes()
         self._pages = Pages()
+        self._command = command
         self._client: EngineClient | Cluster = connect(self.config, command)
         self._since_s = time.perf_counter()  # when the account began
         meter = open_meter()
@@ -273,6 +274,17 @@ class LLM:
     def failure(self) -> RidgelineError | None:
         """Why the engine is gone; None while it is there."""
         return self._client.failure
+
+    def revive(self) -> None:
+        """Start the engine's process again after it died; its account begins anew. UserError, CapacityError or
+        EngineStopped when it does not start; nothing happens while it lives."""
+        if self.failure is None:
+            return
+        gone, self._client = self._client, connect(self.config, self._command)
+        gone.close()
+        with self._pages.lock:
+            self._pages.clear()
+            self._since_s = time.perf_counter()
 
     def submit_to(self, request: Request, deliver: Deliver, note: ClientNote | None = None) -> None:
         """A raw request whose events are given to `deliver`, from the reader thread: it must not block. note: the

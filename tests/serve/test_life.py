@@ -153,7 +153,7 @@ def test_what_is_left_after_the_drain_time_is_told(llm: LLM) -> None:
 
 
 def test_health_follows_the_engine(tiny: str) -> None:
-    with LLM(tiny, threads=1, kv_bytes=8 << 20) as own, live(own, limits=Limits(stalled_s=1.5)) as server:
+    with LLM(tiny, threads=1, kv_bytes=8 << 20) as own, live(own, limits=Limits(stalled_s=1.5, restarts=0)) as server:
         until(lambda: server("GET", "/health").json == {"status": "ok"})
         assert server("GET", "/health/ready").status == server("GET", "/ping").status == 200
         pid = own._client.pid
@@ -174,6 +174,59 @@ def test_health_follows_the_engine(tiny: str) -> None:
         assert server("GET", "/health/live").json == {"status": "engine_down"}
         reply = server.chat()
         assert reply.status == 503 and reply.code == "engine_down" and reply.headers["retry-after"]
+
+
+def test_a_killed_engine_is_started_again_but_not_for_ever(tiny: str) -> None:
+    with LLM(tiny, threads=1, kv_bytes=8 << 20) as own, live(own, limits=Limits(restarts=1)) as server:
+        before = server.chat().json["choices"]
+        stream = begin_stream(server, n=16)
+        first = own._client.pid
+        os.kill(first, signal.SIGKILL)
+        received = b""
+        while part := stream.recv(1 << 16):
+            received += part
+            if b"0\r\n\r\n" in part:
+                break
+        stream.close()
+        assert b'"code":"engine_down"' in received and b"[DONE]" not in received
+        until(lambda: server("GET", "/health").json == {"status": "ok"})
+        assert own._client.pid != first and server.chat().json["choices"] == before
+        assert server("GET", "/why").status == server("GET", "/metrics").status == 200
+        assert is_quiet(own)
+        os.kill(own._client.pid, signal.SIGKILL)
+        until(lambda: server("GET", "/health/live").json == {"status": "engine_down"})
+        time.sleep(1.0)
+        reply = server.chat()
+        assert reply.status == 503 and reply.code == "engine_down" and server.server.door.revival.revived == 1
+
+
+def test_a_reader_that_stands_still_is_cancelled(llm: LLM) -> None:
+    with live(llm, limits=Limits(stall_s=0.5)) as server:
+        readers = []
+        for _ in range(4):  # small buffers, and nobody reads
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            connection.connect((server.host, server.port))
+            body = json.dumps({"model": "tiny", "prompt": "hi", "stream": True, **LONG, "n": 16, "logprobs": 20})
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall((head + body).encode())
+            readers.append(connection)
+        until(lambda: len(server.served.jobs) > 0)
+        assert server.chat(max_tokens=4).status == 200  # somebody else is served meanwhile
+        until(lambda: not server.served.jobs and is_quiet(llm))
+        for connection in readers:
+            connection.close()
+
+
+def test_half_closed_and_silent_connections_hold_nothing(server: Live, llm: LLM) -> None:
+    streams = [begin_stream(server, n=4) for _ in range(3)]
+    for connection in streams:
+        connection.shutdown(socket.SHUT_WR)  # says that it will never ask again, and reads no more
+    silent = [socket.create_connection((server.host, server.port)) for _ in range(20)]
+    until(lambda: not server.served.jobs and is_quiet(llm))
+    assert server.chat(max_tokens=2).status == 200
+    for connection in (*streams, *silent):
+        connection.close()
 
 
 def test_metrics_add_up(llm: LLM) -> None:

@@ -30,6 +30,7 @@ def command(
     max_queue_wait: Annotated[float, typer.Option(help="Predicted seconds of waiting that are refused (429).")] = 30.0,
     max_body_bytes: Annotated[int, typer.Option(help="Longest request body.")] = 16 << 20,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that accepted requests have after SIGTERM.")] = 30.0,
+    engine_restarts: Annotated[int, typer.Option(help="Times an hour that a dead engine is started again.")] = 3,
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")] = False,
     metrics_alias: Annotated[
         str | None, typer.Option(help="vllm: /metrics also says it under vLLM's names.", metavar="vllm")
@@ -73,6 +74,7 @@ def command(
         open_metrics,
         Limits(
             body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout,
+            restarts=engine_restarts,
             share_prefix=share_prefix, cors=tuple(cors or ()),
         ),
         scripted, metrics_alias is not None, log_format, log_file, otlp_endpoint,

@@ -48,6 +48,10 @@ class Backend(Protocol):
 
     def cancel(self, request_id: str) -> None: ...
 
+    def revive(self) -> None:
+        """Start an engine that is gone again. Raises what kept it from starting."""
+        ...
+
     def why(self) -> Verdict:
         """What bounds the engine since its start (or the last reset of its account)."""
         ...

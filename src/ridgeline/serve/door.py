@@ -23,6 +23,7 @@ from .job import Gone
 from .keys import Keys
 from .openapi import document
 from .refusal import Refusal, internal
+from .revival import Revival
 from .routes import OPEN, router
 from .served import Served
 
@@ -48,6 +49,7 @@ class Door:
             has_efforts=bool(served.efforts),
         )  # fmt: skip
         self._cors = frozenset(served.limits.cors)
+        self.revival = Revival(served, self.health)
         self.metrics, self.is_aliasing = served.metrics, is_aliasing
         self._open = OPEN | ({"/metrics"} if open_metrics else set())
         self.under_way = 0
@@ -162,11 +164,13 @@ class Door:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._tasks = [asyncio.create_task(one) for one in (self.health.beat(), self.metrics.windows.run())]
+                lasting = (self.health.beat(), self.metrics.windows.run(), self.revival.run())
+                self._tasks = [asyncio.create_task(one) for one in lasting]
                 await send({"type": "lifespan.startup.complete"})
             else:
                 for task in self._tasks:
                     task.cancel()
+                self.revival.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 

@@ -39,6 +39,10 @@ class Health:
                     await asyncio.wrap_future(self._served.send(backend.ask_pulse))
             await asyncio.sleep(self._served.limits.stalled_s / ASKS)
 
+    def renew(self) -> None:
+        """Another engine answers from now on."""
+        self._asked_s = None
+
     @property
     def word(self) -> str:
         if self._served.backend.failure is not None:

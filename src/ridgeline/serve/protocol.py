@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,7 @@ from .events import ENCODER
 from .refusal import Refusal
 
 LINGER_S = 1.0
+SILENCE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 60_000))
 
 
 class BoundedProtocol(H11Protocol):
@@ -29,6 +31,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _notice_silence(transport)
         if len(self.connections) > self.most:
             self._refuse(
                 Refusal(503, "busy", f"{self.most} connections are open; come back.", headers={"Retry-After": "5"})
@@ -90,3 +93,14 @@ class BoundedProtocol(H11Protocol):
         # Closing at once, with bytes unread, would reset the connection and with it the answer.
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _notice_silence(transport: asyncio.Transport) -> None:
+    """A peer that went away without a word (half-open) is found by the system, not waited for."""
+    wire = transport.get_extra_info("socket")
+    if wire is None or wire.family == socket.AF_UNIX:
+        return
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in SILENCE:
+        if hasattr(socket, option):  # of Linux
+            wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

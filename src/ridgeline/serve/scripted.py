@@ -4,6 +4,8 @@ One thread plays the script: a request that has a slot gets its first token firs
 others wait. Times of events are those of the script, not of the thread that tells them. Refuses what an engine would.
 """
 
+# size: everything that Backend asks for, and the script
+
 from __future__ import annotations
 
 import heapq
@@ -119,6 +121,9 @@ class ScriptedEngine:
             self._end(told)
             self._turn.notify()
         told.deliver(TokenEvent(request_id, (), time.perf_counter(), finish="cancelled"))
+
+    def revive(self) -> None:
+        """A script does not die."""
 
     def why(self) -> Verdict:
         raise UserError("a script computes nothing, so nothing bounds it; serve without --scripted.")

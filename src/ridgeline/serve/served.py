@@ -55,6 +55,7 @@ class Limits:
     stall_s: float = 60.0
     drain_s: float = 30.0
     stalled_s: float = 5.0
+    restarts: int = 3  # of an engine that died, in an hour
     share_prefix: bool = False  # between keys
     cors: tuple[str, ...] = ()  # origins whose pages may ask; `*`: any
 
