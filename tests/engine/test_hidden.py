@@ -93,3 +93,15 @@ def test_lengths_are_predicted_anew_and_never_leave_what_is_possible() -> None:
     lengths = [event.length for event in run_to_end(engine)]
     assert counting.asked == [0, 4, 8]
     assert lengths == [0.0] * 8 + [12.0] + [0.0] * 3  # 0: it cannot say yet; at most max_tokens
+
+
+def test_the_mean_of_a_prompt_is_that_of_its_beginnings(tmp_path: Path) -> None:
+    tiny = TinyEngine(write_config(tmp_path, LLAMA), step_tokens=64, chunk=9)
+    (mean,) = states_of(tiny.events(asked("m", hidden_every=50, hidden_mean=True, prompt_logprobs=0))).values()
+    each = []
+    for count in range(1, len(PROMPT) + 1):
+        (event,) = tiny.events(Request(f"r{count}", PROMPT[:count], 1, hidden_every=1))
+        each.append(np.frombuffer(event.hidden, "<f4").astype(np.float64))
+    np.testing.assert_allclose(np.frombuffer(mean, "<f4"), np.mean(each, 0), rtol=1e-6, atol=1e-7)  # rounds once
+    with pytest.raises(UserError, match="hidden_mean"):
+        asked("x", hidden_every=1, hidden_mean=True).check(1000, 1000)

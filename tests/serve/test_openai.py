@@ -222,3 +222,24 @@ def test_responses_call_tools_and_parse(client: Any) -> None:
     assert "response.function_call_arguments.done" in kinds
     parsed = client.responses.parse(model="tiny", input="hi", text_format=Fig, max_output_tokens=300, temperature=0)
     assert isinstance(parsed.output_parsed, Fig)
+
+
+def test_embeddings(client: Any) -> None:
+    lenient = client.with_options()  # asks for base64, which its own types do not allow
+    lenient._strict_response_validation = False
+    both = lenient.embeddings.create(model="tiny", input=["one", "two words"])
+    assert [one.index for one in both.data] == [0, 1] and both.usage.prompt_tokens == both.usage.total_tokens == 12
+    assert all(abs(sum(value**2 for value in one.embedding) - 1) < 1e-5 for one in both.data)
+    (alone,) = client.embeddings.create(model="tiny", input="two words", encoding_format="float").data
+    assert alone.embedding == pytest.approx(both.data[1].embedding, abs=1e-7)
+    (last,) = client.embeddings.create(
+        model="tiny",
+        input="two words",
+        encoding_format="float",
+        extra_body={"pooling": "last"},
+    ).data
+    assert last.embedding != alone.embedding
+    with pytest.raises(openai.BadRequestError, match="leave it out"):
+        client.embeddings.create(model="tiny", input="a", dimensions=3)
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="other", input="a")

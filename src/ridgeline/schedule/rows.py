@@ -44,7 +44,14 @@ def _score_rows(sequence: Sequence, tokens: int, logprobs: int) -> tuple[LogitRo
     start, request = sequence.tokens_computed, sequence.request
     positions = range(max(start, len(sequence.scored)), min(start + tokens, sequence.tokens_prompt - 1))
     return tuple(
-        LogitRow(at - start, at + 1, request.sampling, target=request.prompt[at + 1], logprobs=logprobs)
+        LogitRow(
+            at - start,
+            at + 1,
+            request.sampling,
+            target=request.prompt[at + 1],
+            logprobs=logprobs,
+            hidden=request.hidden_mean,
+        )
         for at in positions
     )
 

@@ -13,6 +13,8 @@ from bisect import insort
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
+import numpy as np
+
 from ridgeline.decode.decoder import MODEL, PLAIN, Ask, Autoregressive, Decoder, Settled
 from ridgeline.kit.errors import CapacityError, InvariantError, UserError
 from ridgeline.state.event import HANDED_ON, Scored, TokenEvent
@@ -488,6 +490,9 @@ def _take_scores(sequence: Sequence, entry: Entry, answers: tuple[RowResult, ...
     for row, answer in zip(entry.rows, answers, strict=True):
         if row.target >= 0:
             sequence.scored.append(_scored(answer))
+            if answer.hidden is not None:  # one after the other, so that no schedule changes the sum
+                before = 0.0 if sequence.hidden_sum is None else sequence.hidden_sum
+                sequence.hidden_sum = before + answer.hidden.astype(np.float64)
         else:
             choices.append(answer)
     return tuple(choices)

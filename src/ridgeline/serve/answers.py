@@ -156,6 +156,26 @@ class TextCompletion(Struct, frozen=True):
     truncated_prompt_tokens: int | UnsetType = UNSET
 
 
+class Embedding(Struct, frozen=True):
+    """embedding: of length 1; as base64 of little-endian float32 when so asked."""
+
+    embedding: list[float] | str
+    index: int
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Struct, frozen=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedded(Struct, frozen=True):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
 class Cancelled(Struct, frozen=True):
     id: str
     object: Literal["request.cancelled"] = "request.cancelled"

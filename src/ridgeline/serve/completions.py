@@ -56,20 +56,22 @@ async def completions(request: HttpRequest) -> Response:
 
 
 def prompts_of(ask: CompletionRequest) -> list[str | list[int]]:
+    return kinds_of(ask.prompt, "prompt")
+
+
+def kinds_of(given: Any, param: str) -> list[str | list[int]]:
     """One text, texts, one list of ids, or lists of ids; never a mixture."""
-    prompt = ask.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    kinds = {type(item) for item in prompt}
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(item) for item in given}
     if len(kinds) != 1:
-        raise invalid("`prompt` mixes texts and token ids; send one kind.", "prompt")
+        raise invalid(f"`{param}` mixes texts and token ids; send one kind.", param)
     if kinds == {int}:
-        return [prompt]  # type: ignore[list-item]
-    if len(prompt) > MOST_PROMPTS:
-        raise invalid(
-            f"`prompt` has {len(prompt)} prompts; the limit is {MOST_PROMPTS}. Send several requests.", "prompt"
-        )
-    return prompt  # type: ignore[return-value]
+        return [given]
+    if len(given) > MOST_PROMPTS:
+        raise invalid(f"`{param}` has {len(given)} of them; the limit is {MOST_PROMPTS}. Send several requests.", param)
+    made: list[str | list[int]] = given
+    return made
 
 
 def encode(served: Served, ask: CompletionRequest, prompt: str | list[int]) -> tuple[int, ...]:

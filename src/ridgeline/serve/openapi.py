@@ -50,12 +50,13 @@ def document(
     types += [one for offer in OFFERS for one in (offer.takes, offer.gives, offer.streams) if one is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
     schema_of = dict(zip(map(str, types), schemas, strict=True))
-    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest", "EmbeddingsRequest"):
         components[name]["properties"]["model"] = {"enum": [model]}
     for name in ("TokenizeRequest", "DetokenizeRequest"):
         components[name]["properties"]["model"] = {"enum": [model, None]}
     prompts = [schema_of[str(kind)] for kind in PROMPTS]
     components["CompletionRequest"]["properties"]["prompt"] = {"anyOf": prompts}
+    components["EmbeddingsRequest"]["properties"]["input"] = {"anyOf": prompts}
     components["TokenizeRequest"]["oneOf"] = [_given("prompt", "string"), _given("messages", "array")]
     components["ChatMessage"]["anyOf"] = [
         {"required": ["content"], "properties": {"role": {"enum": [role]}, **ONLY[role]}} for role in ONLY

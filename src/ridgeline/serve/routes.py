@@ -21,6 +21,7 @@ from .answers import (
     ChatChunk,
     ChatCompletion,
     Detokenized,
+    Embedded,
     ModelCard,
     ModelList,
     Props,
@@ -33,6 +34,7 @@ from .answers import (
 from .asks import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .chat import chat
 from .completions import completions
+from .embeddings import EmbeddingsRequest, embeddings
 from .events import json_response
 from .health import health, live, ready
 from .live_page import FILES, LiveEngine, live_engine, page
@@ -118,6 +120,7 @@ OFFERS = (
         "/v1/completions", completions, TextCompletion, CompletionRequest, TextCompletion, errors=(*BODY_ERRORS, *BUSY)
     ),
     Offer("/v1/responses", responses, ResponseAnswer, ResponsesRequest, ResponseEvent, errors=(*BODY_ERRORS, *BUSY)),
+    Offer("/v1/embeddings", embeddings, Embedded, EmbeddingsRequest, errors=(*BODY_ERRORS, *BUSY)),
     Offer("/v1/models", models, ModelList),
     Offer("/v1/models/{id}", model, ModelCard, errors=(404,)),
     Offer("/v1/requests/{id}", cancel, Cancelled, errors=(404,), verb="DELETE"),
@@ -135,6 +138,10 @@ OFFERS = (
     Offer("/health/ready", ready, Word, is_open=True, errors=(503,)),
     Offer("/ping", live, Word, is_open=True, errors=(503,)),
 )
+LACKING = {
+    path: f"{path} needs a model that scores pairs of texts; the models here write text. Use /v1/embeddings."
+    for path in ("/v1/rerank", "/v1/score")
+}
 OPEN = frozenset(offer.path for offer in OFFERS if offer.is_open) | frozenset(FILES)
 
 
@@ -142,6 +149,8 @@ async def not_found(scope: Any, receive: Any, send: Any) -> None:
     """Names the right path where there is one."""
     path = scope["path"]
     known = {offer.path for offer in OFFERS}
+    if path in LACKING:
+        raise Refusal(404, "not_found", LACKING[path])
     right = path[3:] if path.startswith("/v1/v1/") else f"/v1{path}"
     hint = f" Use {right}." if right in known else " /openapi.json lists the paths."
     raise Refusal(404, "not_found", f"There is no path {path[:200]!r} here.{hint}")

@@ -102,6 +102,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttft_deadline_s: float | None = None  # the same for the first token
     tenant: str = ""  # on whose account, for policies that share between tenants
     hidden_every: int = 0  # also tell the last hidden state, before every so manyth output token; 0: never
+    hidden_mean: bool = False  # the first one told is the mean of the whole prompt's; needs prompt_logprobs
     min_tokens: int = 0  # so many are made before one of stop_ids may be
     salt: str | None = None  # requests share computed beginnings when their salts are equal; None: the tenant's
 
@@ -130,6 +131,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"max_tokens is {self.max_tokens}; it must be >= 1 (0 only together with prompt_logprobs).")
         if not 0 <= self.hidden_every < 1 << 31:
             raise UserError(f"hidden_every is {self.hidden_every}; it must be at least 0 (0: never).")
+        if self.hidden_mean and (self.prompt_logprobs is None or not self.hidden_every):
+            raise UserError("hidden_mean needs hidden_every and prompt_logprobs: every position is looked at.")
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise UserError(f"min_tokens is {self.min_tokens}; it must be from 0 to max_tokens, {self.max_tokens}.")
         if self.sampling.grammar is not None and (self.ignore_stop or not self.stop_ids):

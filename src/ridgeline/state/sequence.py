@@ -82,6 +82,9 @@ class Sequence:
     tokens_accepted: int = 0
     parcel: Parcel | None = None  # its beginning as another engine computed it, until it is unpacked
     hands_on: bool = False  # after the next token it is chosen, somebody else goes on with it
+    hidden_sum: npt.NDArray[np.float64] | None = (
+        None  # of the prompt's tokens scored so far, where their mean is wanted
+    )
     hidden_due: float = math.inf  # output tokens from which its last hidden state is wanted again
     length: float = 0.0  # output tokens it will have in the end, as last predicted; 0: nobody has said (E6)
     entered_s: float = 0.0  # when it reached this engine; arrival_s is when it reached the first

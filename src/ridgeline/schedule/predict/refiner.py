@@ -58,4 +58,6 @@ class Sight:
             sequence.length = length = max(length, output + 1) if length else 0.0
         sequence.hidden_due = output + (asked or (self.refiner.every if self.refiner is not None else 0))
         told = answer.hidden if asked else None
+        if told is not None and output == 0 and sequence.hidden_sum is not None:
+            told = (sequence.hidden_sum + told) / sequence.tokens_prompt
         return Seen(b"" if told is None else told.astype("<f4").tobytes(), length)
