@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -101,7 +101,7 @@ class EmbeddingShape(Shape):
             return base64.b64encode(values.astype("<f4").tobytes()).decode()
         return [float(value) for value in values]
 
-    def opening(self) -> Sequence[Any]:
+    def opening(self) -> list[Any]:
         return []
 
     def chunks(self, index: int, delta: Delta, event: TokenEvent) -> Iterator[Any]:

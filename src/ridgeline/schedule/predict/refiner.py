@@ -59,5 +59,5 @@ class Sight:
         sequence.hidden_due = output + (asked or (self.refiner.every if self.refiner is not None else 0))
         told = answer.hidden if asked else None
         if told is not None and output == 0 and sequence.hidden_sum is not None:
-            told = (sequence.hidden_sum + told) / sequence.tokens_prompt
+            told = ((sequence.hidden_sum + told) / sequence.tokens_prompt).astype(np.float32)
         return Seen(b"" if told is None else told.astype("<f4").tobytes(), length)
