@@ -19,6 +19,16 @@ PROMPTS = (
 SAMPLINGS = (Sampling(), Sampling(temperature=0.8, top_p=0.9, seed=3))
 
 
+def test_the_engine_chooses_and_says_so() -> None:
+    answers = []
+    for place in ("chunked", "auto:tbt=1ms"):
+        with LLM("smollm2-135m", place=place, context=1024, kv_bytes=64 << 20) as llm:
+            answers.append([one.tokens for one in llm.generate(list(PROMPTS), max_tokens=16, ignore_stop=True)])
+            choices = llm.account().choices
+    assert answers[0] == answers[1]
+    assert choices["gap_goal_s"] == 0.001 and choices["switches"] == len(choices["log"])
+
+
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
 def test_the_same_tokens_as_one_engine(kv: str) -> None:
     answers, walls = [], []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ridgeline.decode.decoder import Ask
-from ridgeline.schedule.pace import GRAIN, Pace
+from ridgeline.schedule.pace import GRAIN, Curves, Pace
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Sequence
 
@@ -23,7 +23,7 @@ class LinearCosts:
 
 
 def pace_of(gap_s: float = 0.1) -> Pace:
-    return Pace(LinearCosts(), gap_s, 512)  # type: ignore[arg-type]
+    return Pace(Curves(LinearCosts(), 512), gap_s)  # type: ignore[arg-type]
 
 
 def running(*computed_of: tuple[int, int]) -> list[tuple[Sequence, Ask]]:
@@ -63,7 +63,7 @@ def test_steps_that_take_longer_than_estimated_are_cut_shorter() -> None:
 
 def test_each_curve_is_computed_once() -> None:
     costs = LinearCosts()
-    pace = Pace(costs, 0.1, 512)  # type: ignore[arg-type]
+    pace = Pace(Curves(costs, 512), 0.1)  # type: ignore[arg-type]
     for computed in range(600, 1000):
         pace.budget(running((computed + 1, computed), (700, 0)), 0.0)
     assert costs.asked == 1 + 4  # one at the start; contexts rounded up are 640, 768, 896, 1024

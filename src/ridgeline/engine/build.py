@@ -28,7 +28,6 @@ from ridgeline.run.lanes import Lanes
 from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.run.programs import ProgramsRunner
 from ridgeline.run.split_costs import SplitCosts
-from ridgeline.schedule.pace import Pace
 from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.predict.mlp import load_predictor
 from ridgeline.schedule.predict.refiner import Refiner
@@ -50,6 +49,7 @@ from .assemble import (
 from .bill import MemoryBill, memory_left
 from .config import EngineConfig
 from .engine import Engine, Unobserved
+from .pacing import pace
 from .partition import Partition, PartitionOptions
 from .place import make_place
 from .streams import StreamsEngine
@@ -100,7 +100,6 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
     observer = observer_factory(parts) if observer_factory is not None else Unobserved()
     rules = _rules(described["model"])
     scheduler = _scheduler(config, {name: one.memory for name, one in made.items()}, decoder, facts, observer, rules)
-    scheduler.pace = _pace(config, main.program, lambda: load_or_measure(threads))
     if make_place(config.place).is_predicting:
         scheduler.sight.refiner = load_predictor(facts.name, parts.spec.width)
     runner: StepRunner = main.runner if len(made) == 1 else ProgramsRunner({n: one.runner for n, one in made.items()})
@@ -121,9 +120,11 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
             scheduler, runner, lanes, _partition(config, threads), costs.seconds, facts=facts, clock=clock,
             observer=observer, close=close, kept=main.runner.kept, rules=rules,
         )  # fmt: skip
+    steps = StepCosts({"model": main.program}, lambda: load_or_measure(threads), config.activations)
     return Engine(
-        scheduler, runner, facts=facts, clock=clock, observer=observer, close=close, kept=main.runner.kept, rules=rules
-    )
+        scheduler, runner, facts=facts, clock=clock, observer=observer, close=close, kept=main.runner.kept, rules=rules,
+        chooser=pace(config, scheduler, steps),
+    )  # fmt: skip
 
 
 def rehearse(
@@ -154,7 +155,6 @@ def rehearse(
     }
     runner = runners["model"] if len(runners) == 1 else ProgramsRunner(runners)
     scheduler = _scheduler(config, memories, decoder, facts, observer)
-    scheduler.pace = _pace(config, programs["model"], lambda: machine)
     scheduler.sight.refiner = refiner
     own = runners["model"]
     if config.streams > 1 and isinstance(own, CostRunner):
@@ -163,7 +163,8 @@ def rehearse(
             scheduler, runner, CostLanes(own, costs, clock), _partition(config, machine.threads), costs.seconds,
             facts=facts, clock=clock, observer=observer, close=lambda: None,
         )  # fmt: skip
-    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None)
+    chooser = pace(config, scheduler, StepCosts(programs, lambda: machine, config.activations))
+    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None, chooser=chooser)
 
 
 def _partition(config: EngineConfig, threads: int) -> Partition:
@@ -209,13 +210,6 @@ def _rules(described: Described) -> Rules:
         return Lexicon.of(tokenizer, model.spec.vocabulary, model.spec.eos)
 
     return Rules(make_lexicon, model.spec.vocabulary)
-
-
-def _pace(config: EngineConfig, program: Program, machine: Callable[[], Machine]) -> Pace | None:
-    gap_s = make_place(config.place).tbt
-    return (
-        Pace(StepCosts({"model": program}, machine, config.activations), gap_s, config.step_tokens) if gap_s else None
-    )
 
 
 def _scheduler(

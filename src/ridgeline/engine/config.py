@@ -169,7 +169,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Every running sequence is owed one row."""
         return max(64, self.max_sequences) if self.step_logit_rows is None else self.step_logit_rows
 
-    def schedule(self) -> ScheduleOptions:
+    def schedule(self, mixes: bool | None = None) -> ScheduleOptions:
+        """mixes: as the place says."""
         return ScheduleOptions(
             step_tokens=self.step_tokens,
             step_logit_rows=self.logit_rows,
@@ -177,5 +178,5 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             chunk=self.chunk,
             batching=self.batching,
             cache=self.cache,
-            mixes=make_place(self.place).mixes,
+            mixes=make_place(self.place).mixes if mixes is None else mixes,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ridgeline.kit.clock import Clock
+from ridgeline.schedule.choose import Chooser
 from ridgeline.schedule.scheduler import Scheduler
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import MAP_CELLS, EngineFacts, Pulse
@@ -37,11 +38,12 @@ class Engine:
     def __init__(
         self, scheduler: Scheduler, runner: StepRunner, *, facts: EngineFacts, clock: Clock,
         observer: StepObserver, close: Callable[[], None], kept: KeptState | None = None, rules: Rules | None = None,
+        chooser: Chooser | None = None,
     ) -> None:  # fmt: skip
         """kept: bytes of kept state, for those who carry it between engines; None: nothing is computed here. rules:
-        those of the scheduler, for whoever compiles grammars ahead."""
+        those of the scheduler, for whoever compiles grammars ahead. chooser: changes how steps are made, in between."""
         self.scheduler, self.runner, self.facts, self.clock, self.observer = scheduler, runner, facts, clock, observer
-        self.kept, self.rules, self._close = kept, rules, close
+        self.kept, self.rules, self.chooser, self._close = kept, rules, chooser, close
         self.is_stuck = False  # the last plan was empty: only somebody outside can change that
 
     def add(
@@ -61,13 +63,18 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Compute one step for everybody who runs."""
+        if self.chooser is not None:
+            self.chooser.review(self.clock.now())
         plan = self.scheduler.plan(self.clock.now())
         self.is_stuck = plan.is_empty
         if plan.is_empty:
             return []
         result = self.runner.collect(self.runner.submit(plan))
         self.observer.on_step(plan, result)
-        return self.scheduler.commit(plan, result)
+        events = self.scheduler.commit(plan, result)
+        if self.chooser is not None:
+            self.chooser.heard(events)
+        return events
 
     def pulse(self) -> Pulse:
         """A sign of life, and how full it is."""

@@ -29,6 +29,7 @@ class Place(msgspec.Struct, frozen=True):
 
     name: str
     mixes: bool = True
+    adapts: bool = False  # the engine switches between serial, chunked and chunked:tbt while it runs
     takes_turns: bool = False  # attention draws items of many rows and of few in turns (E1)
     engines: Annotated[tuple[int, ...], "engines that compute prompts + engines that go on, as 1+1"] = ()
     threads: Annotated[tuple[int, ...], "threads of each engine of the two kinds; default: shared out evenly"] = ()
@@ -40,6 +41,7 @@ class Place(msgspec.Struct, frozen=True):
     tbt: Annotated[float, "seconds from token to token of an answer that steps are cut to, by the estimate; 0: not"] = (
         0.0
     )
+    ttft: Annotated[float, "seconds to a first token that auto aims at; 0: 200 estimated steps of one answer"] = 0.0
     partition: PartitionOptions | None = None  # two streams of steps share the threads; None: one has them all
     policy: Annotated[str, "who is served first, where the engine's own policy was not chosen: remaining or fcfs"] = ""
     rebalance: Annotated[
@@ -60,6 +62,7 @@ class Place(msgspec.Struct, frozen=True):
 PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which of its fields are options
     "serial": (Place("serial", mixes=False), ()),
     "chunked": (Place("chunked"), ("tbt",)),
+    "auto": (Place("auto", adapts=True), ("tbt", "ttft")),
     "split": (
         Place("split", partition=PartitionOptions(), policy="remaining"),
         ("policy", *PartitionOptions.__struct_fields__),
@@ -100,7 +103,7 @@ def _read(key: str, text: str) -> object:
             if text not in known:
                 raise UserError(f"{key} is {text!r}; known: {', '.join(known)}.")
             return text
-        case "tbt":
+        case "tbt" | "ttft":
             return _seconds(key, text)
         case "rate" | "buffer":
             size = _size(key, text)

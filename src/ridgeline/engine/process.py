@@ -173,6 +173,8 @@ def _account(engine: Engine, reset: bool, turn: bool) -> object:
     account: object = table()
     if isinstance(account, msgspec.Struct) and hasattr(account, "memory"):
         account = msgspec.structs.replace(account, memory=engine.scheduler.memory.report())
+        if engine.chooser is not None and hasattr(account, "choices"):
+            account = msgspec.structs.replace(account, choices=engine.chooser.report())
     if reset:
         forget()
     elif turn and (turn_page := getattr(observer, "turn", None)) is not None:

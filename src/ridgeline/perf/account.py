@@ -81,6 +81,7 @@ class StepTable(msgspec.Struct, frozen=True):
     native_ns: int = 0  # inside native calls; the rest of the steps' time is this process's own
     experts: bytes = b""
     memory: dict[str, Any] = {}  # what the memory reports, since the engine's start
+    choices: dict[str, Any] = {}  # schedule.choose: the way of making steps now, and every switch with its reason
     timeline: Timeline | None = None  # who did what in which step
     account_ns: int = 0  # noting, and summing up between steps; what reading costs is the reader's
     shares: bytes = b""

@@ -110,6 +110,7 @@ class AccountSummary(msgspec.Struct, frozen=True):
     tokens_cached: int = 0
     transfers_s: float = 0.0
     memory: dict[str, Any] = {}  # state.ports.SequenceMemory.report
+    choices: dict[str, Any] = {}  # schedule.choose.Chooser.report; {}: the place was chosen by whoever asked
     process: ProcessCounters | None = None  # of the engine's process, over the same time
     sequences_mean: float = 0.0  # of a step
     sequences_most: int = 0
@@ -179,6 +180,7 @@ def summarise(
         tokens_cached=table.tokens_cached,
         transfers_s=table.transfer_ns * 1e-9,
         memory=table.memory,
+        choices=table.choices,
         energy=energy(_run(table, work, phases, wall_s), machine, metered) if work.steps else None,
         points=_points(work.parts, machine, weight_bytes(program)),
         set_bytes=weight_bytes(program),

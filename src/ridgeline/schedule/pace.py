@@ -27,18 +27,36 @@ LEAST_RATIO, MOST_RATIO = 0.5, 4.0
 Seconds = npt.NDArray[np.float64]
 
 
+class Curves:
+    """Estimated seconds of steps: of so many who are owed a token, and beside them 16, 32, ... tokens of one more."""
+
+    def __init__(self, costs: StepCosts, most: int) -> None:
+        """most: tokens of a step. Asks for one estimate, so that whatever that needs is measured now."""
+        self._costs, self.most = costs, most
+        self.extra = np.arange(GRAIN, most + GRAIN, GRAIN).clip(max=most)
+        self._kept: dict[tuple[int, int, int, int], Seconds] = {}
+        self.of(1, 1, 1.0, 0)
+
+    def of(self, owed: int, tokens: int, context: float, start: int) -> Seconds:
+        """Seconds [extra], never falling. tokens: of those who are owed one, with guesses; context: their mean one;
+        start: of the one that gets the extra tokens."""
+        key = (owed, tokens, _up(context), _up(start))
+        if key not in self._kept:
+            if len(self._kept) >= CURVES:
+                self._kept.clear()
+            each = [(key[2] * CONTEXT_GRAIN, tokens // owed)] * owed if owed else []
+            seconds = self._costs.curve("model", [*each, (key[3] * CONTEXT_GRAIN, self.extra)], owed + 1)
+            self._kept[key] = np.maximum.accumulate(seconds)
+        return self._kept[key]
+
+
 class Pace:
     """gap_s: the time from one token to the next that is aimed at. ratio: measured over estimated, as it is used."""
 
-    def __init__(self, costs: StepCosts, gap_s: float, most: int) -> None:
-        """most: tokens of a step, at most. Asks for one estimate, so that whatever that needs is measured now."""
-        self.gap_s = gap_s
-        self._costs, self._most = costs, most
-        self._extra = np.arange(GRAIN, most + GRAIN, GRAIN).clip(max=most)
-        self._curves: dict[tuple[int, int, int, int], Seconds] = {}
+    def __init__(self, curves: Curves, gap_s: float) -> None:
+        self.gap_s, self._curves = gap_s, curves
         self._mean, self._deviation = 1.0, 0.0
         self._began_s = self._expected_s = 0.0
-        self._curve((1, 1, 1, 0))
 
     @property
     def ratio(self) -> float:
@@ -59,12 +77,15 @@ class Pace:
                 others += 1
         self._began_s, self._expected_s = now, 0.0
         if not owed or not others:
-            return self._most
-        curve = self._curve((owed, tokens, _up(context / owed), _up(start)))
-        fitting = int(np.searchsorted(curve, self.gap_s / self.ratio, side="right")) - 1
-        at = max(fitting, 0)
+            return self._curves.most
+        curve = self._curves.of(owed, tokens, context / owed, start)
+        at = self.fitting(curve)
         self._expected_s = float(curve[at])
-        return min(self._most, tokens + max(int(self._extra[at]), others))
+        return min(self._curves.most, tokens + max(int(self._curves.extra[at]), others))
+
+    def fitting(self, curve: Seconds) -> int:
+        """Which of Curves.extra keeps the gap; the least when none does."""
+        return max(int(np.searchsorted(curve, self.gap_s / self.ratio, side="right")) - 1, 0)
 
     def took(self, ended_s: float) -> None:
         """The step of the last budget has ended."""
@@ -73,18 +94,6 @@ class Pace:
         ratio = (ended_s - self._began_s) / self._expected_s
         self._deviation += DEVIATION_SHARE * (abs(ratio - self._mean) - self._deviation)
         self._mean += MEAN_SHARE * (ratio - self._mean)
-
-    def _curve(self, key: tuple[int, int, int, int]) -> Seconds:
-        """Seconds [extra]; never falling. key: sequences owed a token, their tokens, their mean context, the start of
-        the one that gets the extra tokens (both in CONTEXT_GRAIN)."""
-        if key not in self._curves:
-            if len(self._curves) >= CURVES:
-                self._curves.clear()
-            owed, tokens, context, start = key
-            each = [(context * CONTEXT_GRAIN, tokens // owed)] * owed
-            seconds = self._costs.curve("model", [*each, (start * CONTEXT_GRAIN, self._extra)], owed + 1)
-            self._curves[key] = np.maximum.accumulate(seconds)
-        return self._curves[key]
 
 
 def _up(tokens: float) -> int:

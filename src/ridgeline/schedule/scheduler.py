@@ -144,6 +144,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def here(self) -> tuple[tuple[Sequence, ...], tuple[Sequence, ...]]:
+        """(running, waiting), each in the policy's order; to be read."""
+        return tuple(self._running), tuple(self._waiting)
+
+    @property
     def slots_held(self) -> int:
         """Running sequences, and in a static batch the places of those that have finished before the others."""
         return len(self._running) + self._slots_done
