@@ -27,7 +27,7 @@ def test_what_is_written() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("apart", "known: serial, chunked, split, corun, disaggregated"),
+        ("apart", "known: serial, chunked, auto, split, corun, disaggregated"),
         ("serial:link=tcp", "no option link"),
         ("chunked:tbt=50", "write a time"),
         ("chunked:tbt=0ms", "write a time"),

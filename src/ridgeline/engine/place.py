@@ -29,7 +29,6 @@ class Place(msgspec.Struct, frozen=True):
 
     name: str
     mixes: bool = True
-    adapts: bool = False  # the engine switches between serial, chunked and chunked:tbt while it runs
     takes_turns: bool = False  # attention draws items of many rows and of few in turns (E1)
     engines: Annotated[tuple[int, ...], "engines that compute prompts + engines that go on, as 1+1"] = ()
     threads: Annotated[tuple[int, ...], "threads of each engine of the two kinds; default: shared out evenly"] = ()
@@ -42,6 +41,7 @@ class Place(msgspec.Struct, frozen=True):
         0.0
     )
     ttft: Annotated[float, "seconds to a first token that auto aims at; 0: 200 estimated steps of one answer"] = 0.0
+    adapts: bool = False  # the engine switches between serial, chunked and chunked:tbt while it runs
     partition: PartitionOptions | None = None  # two streams of steps share the threads; None: one has them all
     policy: Annotated[str, "who is served first, where the engine's own policy was not chosen: remaining or fcfs"] = ""
     rebalance: Annotated[
