@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from ridgeline.kit.errors import CapacityError, InvariantError, RidgelineError, UserError
+from ridgeline.kit.give_back import give_back
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import (
     AccountReply,
@@ -142,6 +143,8 @@ def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, m
                 frames.send(Tokens((event,)))
         case GetAccount(reset, turn):
             frames.send(AccountReply(msgspec.Raw(msgspec.msgpack.encode(_account(engine, reset, turn)))))
+            if turn:
+                give_back()
         case GetPulse():
             frames.send(engine.pulse())
         case Start() | Shutdown():

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from ridgeline.kit.errors import RidgelineError
+from ridgeline.kit.give_back import give_back
 from ridgeline.perf.totals import Totals, Window
 
 from .backend import Backend
 
-EVERY_S = 10.0
+FIRST_S, EVERY_S = 1.0, 10.0
 FRESH_S = 5.0  # who looks gets numbers not older than this
 
 
@@ -32,9 +33,11 @@ class Windows:
         self._thread = ThreadPoolExecutor(1, "ridgeline-pages")  # one: what reading takes is taken once, and used again
 
     async def run(self) -> None:
+        every_s = FIRST_S  # soon: what the first page needs for good is there before anybody measures
         while True:
-            await asyncio.sleep(EVERY_S)
-            await self.fresh(EVERY_S / 2)
+            await asyncio.sleep(every_s)
+            await self.fresh(every_s / 2)
+            every_s = min(EVERY_S, 2 * every_s)
 
     async def fresh(self, most_s: float = FRESH_S) -> None:
         """Turn a page unless that was done just now. An engine that does not answer leaves the sums as they are."""
@@ -42,9 +45,14 @@ class Windows:
             if time.perf_counter() - self._turned_s < most_s or self._backend.failure is not None:
                 return
             with contextlib.suppress(RidgelineError):
-                turning = asyncio.get_running_loop().run_in_executor(self._thread, self._backend.turn_page)
+                turning = asyncio.get_running_loop().run_in_executor(self._thread, self._turn_page)
                 window = await turning
                 if window is not None:
                     self.totals.add(window)
                     self._seen(window)
             self._turned_s = time.perf_counter()
+
+    def _turn_page(self) -> Window | None:
+        window = self._backend.turn_page()
+        give_back()
+        return window

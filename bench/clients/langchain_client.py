@@ -1,0 +1,41 @@
+"""langchain-openai against a served model: whole, streamed with usage, async broken off, tools when they are served."""
+
+import asyncio
+import sys
+
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from openai import BadRequestError
+
+url, key, model = sys.argv[1:4]
+chat = ChatOpenAI(base_url=f"{url}/v1", api_key=key, model=model, stream_usage=True, max_tokens=24)
+assert chat.invoke("Say hi.").content
+merged = None
+for chunk in chat.stream("Say hi."):
+    merged = chunk if merged is None else merged + chunk
+assert merged.content and merged.usage_metadata["output_tokens"] > 0, merged
+
+
+async def broken_off() -> None:
+    async for _ in chat.astream("Tell a long story."):
+        break
+
+
+asyncio.run(broken_off())
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+try:
+    merged = None
+    for chunk in chat.bind_tools([add], tool_choice="add").stream("What is 2 + 3?"):
+        merged = chunk if merged is None else merged + chunk
+    assert merged.tool_calls and merged.tool_calls[0]["name"] == "add", merged
+    tools = "calls a tool"
+except BadRequestError as error:
+    tools = f"tools are refused ({error.code})"
+print(f"langchain-openai: completes, streams with usage, breaks off; {tools}")
