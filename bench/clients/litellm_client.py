@@ -1,4 +1,4 @@
-"""litellm against a served model: whole, streamed, over-long. litellm_client.py URL KEY MODEL, in its own environment."""
+"""litellm against a served model: whole, streamed, over-long; own environment. litellm_client.py URL KEY MODEL."""
 
 import os
 import sys

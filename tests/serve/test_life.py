@@ -103,11 +103,11 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(llm: LLM) -> None:
         assert small.chat(n=2).status == 200
 
 
-def test_the_predicted_wait_is_how_often_answers_end() -> None:
+def test_the_predicted_wait_is_how_long_answers_take() -> None:
     pulse = Pulse(0.0, waiting=1, running=2)
     queue = Queue(100, 5.0, 8, lambda: pulse)
     queue.enter(10, 0)  # eight wait; nothing is known yet
-    queue._interval_s = 1.0
+    queue.ended(2.0)  # so long an answer has its slot; two run at a time
     assert queue.slots == 2 and queue.predicted_s() == 9.0 and not queue.has_room
     with pytest.raises(Refusal, match="queue-wait") as refusal:
         queue.enter(1, 0)

@@ -1,7 +1,7 @@
 """Admission: whether a request may wait, and for how long it would. Bounded in number, bytes and predicted seconds.
 
-The prediction is measured here: how often an answer ends while others wait. Before any has ended nothing is predicted,
-so nothing is refused for it.
+The prediction is measured here: how long an answer has its slot, from first planned to last token. Before any has ended
+it is at least as long as the oldest has been inside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ridgeline.state.messages import Pulse
 from .refusal import Refusal
 
 MOST_BYTES = 256 << 20
-WEIGHT = 0.2  # of the newest interval in the running mean
+WEIGHT = 0.1  # of the newest answer in the running mean
 MOST_RETRY_S = 120  # openai-python gives up beyond
 
 
@@ -26,8 +26,8 @@ class Queue:
         """most: choices inside; wait_s: predicted seconds that are too many; slots: choices that run at a time."""
         self.most, self.wait_s, self._slots, self._pulse = most, wait_s, slots, pulse
         self.inside = self.held_bytes = 0
-        self._interval_s: float | None = None
-        self._ended_s: float | None = None
+        self._service_s: float | None = None
+        self._busy_since_s: float | None = None  # somebody has been inside without a break
 
     @property
     def has_room(self) -> bool:
@@ -42,7 +42,12 @@ class Queue:
     def predicted_s(self, choices: int = 1) -> float:
         """Until so many more would run."""
         ahead = self.inside + choices - self.slots
-        return 0.0 if ahead <= 0 or self._interval_s is None else ahead * self._interval_s
+        if ahead <= 0:
+            return 0.0
+        service_s = self._service_s
+        if service_s is None:  # none has ended yet
+            service_s = 0.0 if self._busy_since_s is None else time.perf_counter() - self._busy_since_s
+        return ahead / self.slots * service_s
 
     def enter(self, choices: int, held_bytes: int, deadline_s: float | None = None) -> None:
         """429 `queue_full` or `deadline_infeasible`, with the predicted seconds until a place; else `leave` must
@@ -54,17 +59,15 @@ class Queue:
             raise _come_back("queue_full", f"{self.inside} answers are under way (--max-queue {self.most})", wait_s)
         if wait_s > self.wait_s:
             raise _come_back("queue_full", f"--max-queue-wait is {self.wait_s:g} s", wait_s)
+        if not self.inside:
+            self._busy_since_s = time.perf_counter()
         self.inside += choices
         self.held_bytes += held_bytes
 
-    def ended(self) -> None:
-        """One choice is done: what the prediction is made of, while others wait."""
-        now_s = time.perf_counter()
-        if self._ended_s is not None and self.inside > self.slots:
-            since_s = now_s - self._ended_s
-            before = since_s if self._interval_s is None else self._interval_s
-            self._interval_s = before + WEIGHT * (since_s - before)
-        self._ended_s = now_s
+    def ended(self, service_s: float) -> None:
+        """One choice is done; it had its slot so long. What the prediction is made of."""
+        before = service_s if self._service_s is None else self._service_s
+        self._service_s = before + WEIGHT * (service_s - before)
 
     def leave(self, choices: int, held_bytes: int) -> None:
         self.inside -= choices

@@ -129,7 +129,9 @@ class Job:
         self._open.discard(index)
         self._notes[index].close(last.at_s, time.perf_counter(), {})
         self._ended(index, reason, last)
-        self._served.queue.ended()
+        track = self._tracks[index]
+        if track.made_s:
+            self._served.queue.ended(max(0.0, last.at_s - (track.planned_s or track.admitted_s)))
         if last.finish is None:  # a stop string ended it; the engine does not know yet
             self._cancel(index)
 

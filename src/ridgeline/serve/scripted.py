@@ -174,9 +174,9 @@ class ScriptedEngine:
             told.made += 1
             is_last = told.made >= max(told.request.max_tokens, 1)
             token = self._says[(told.made - 1) % len(self._says)]
-            events.append(
-                (told, TokenEvent(told.request.id, (token,), due_s, finish="length" if is_last else None))
-            )  # fmt: skip
+            planned_s = due_s - self.script.first_s if told.made == 1 else 0.0
+            finish = "length" if is_last else None
+            events.append((told, TokenEvent(told.request.id, (token,), due_s, finish=finish, planned_s=planned_s)))
             if is_last:
                 self._end(told)
                 self._admit(now_s)
