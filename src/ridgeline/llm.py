@@ -24,7 +24,7 @@ from ridgeline.engine.client import Deliver, EngineClient, Stream
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import RidgelineError, UserError
 from ridgeline.kit.version import __version__
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
 from ridgeline.models.pull import TABLE, Progress, pull
 from ridgeline.ops.program import Program
@@ -311,7 +311,7 @@ class LLM:
     @functools.cached_property
     def program(self) -> Program:
         """The model's Program on descriptors: what is counted and estimated."""
-        return record(self._described, STORAGES.get(self.config.storage))
+        return record(self._described, make_storage(self.config.storage))
 
     def account(self, *, reset: bool = False, machine: Machine | None = None) -> AccountSummary:
         """Where the engine's time went since it started (or the last reset), against the roofs of `machine`.

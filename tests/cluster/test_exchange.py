@@ -35,6 +35,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_config(tmp_path_factory.mktemp("model"), LLAMA | {"tie_word_embeddings": False})
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Heads of 32, as blocks of 32 tokens need them."""
+    return write_config(tmp_path_factory.mktemp("wide"), LLAMA | {"head_dim": 32, "num_attention_heads": 4})
+
+
 @pytest.fixture
 def pairs() -> Iterator[list[Pair]]:
     made: list[Pair] = []
@@ -64,12 +70,17 @@ def alone(model: str, asked: list[Request], **options: Any) -> dict[str, tuple[i
         ("tcp", {"kv": "int8", "chunk": 13}),
         ("shm", {"kv": "f32", "weights": "f32", "step_tokens": 64}),
         ("tcp", {"kv": "int4", "chunk": 40, "first": {"threads": 1}}),
+        ("shm", {"kv": "hack:group=32", "chunk": 40}),
+        ("tcp", {"kv": "hack:group=32,sinks=0", "second": {"spec": "ngram:k=3"}}),
         ("shm", {"second": {"spec": "ngram:k=3"}}),
         ("shm", {"policy": "shortest", "second": {"kv_bytes": 1 << 18}}),  # the second one evicts, and computes again
     ],
 )
-def test_two_engines_make_the_tokens_of_one(pairs: list[Pair], model: str, kind: str, options: dict[str, Any]) -> None:
+def test_two_engines_make_the_tokens_of_one(
+    pairs: list[Pair], model: str, wide: str, kind: str, options: dict[str, Any]
+) -> None:
     plain = {name: value for name, value in options.items() if name not in ("first", "second")}
+    model = wide if "hack" in options.get("kv", "") else model
     asked = [*requests(), *[Request(f"s{n}", prompt_of(n), 7, SAMPLED, ignore_stop=True) for n in (20, 48)]]
     pair = linked(pairs, model, kind=kind, **options)
     assert pair.run(asked) == alone(model, asked, **plain)
@@ -99,6 +110,27 @@ def test_a_parcel_has_the_bytes_of_the_layout(pairs: list[Pair], model: str, kv:
     pair = linked(pairs, model, kv=kv)
     pair.run(requests((100,)))
     assert sum(sent) == 7 * pair.block_bytes == 7 * 16 * pair.engines[0].facts.kv_bytes_per_token
+
+
+@pytest.mark.parametrize("tokens", [20, 64, 100])
+def test_a_parcel_of_closed_blocks_is_smaller(pairs: list[Pair], wide: str, tokens: int, monkeypatch) -> None:
+    """E7: codes of whole blocks, and in bf16 the sinks and what no block has closed; nothing else travels."""
+    sent: list[int] = []
+    send = Link.send
+
+    def counted(link: Link, message: Any, payload: Any = None) -> None:
+        sent.append(0 if payload is None else payload.nbytes)
+        send(link, message, payload)
+
+    monkeypatch.setattr(Link, "send", counted)
+    pair = linked(pairs, wide, kv="hack:group=32", chunk=24)
+    asked = requests((tokens,))
+    assert pair.run(asked) == alone(wide, asked, kv="hack:group=32")
+    closed, near = pair.engines[0].kept.block_bytes  # type: ignore[union-attr]
+    whole = tokens // 32 * 32
+    assert sum(sent) == whole // 16 * closed + (-(-(tokens - whole) // 16) + (whole > 0)) * near
+    numbers = 2 * 2 * 2 * 16 * 32  # of layers, K and V, kv heads, tokens, dimensions
+    assert (closed, near) == (numbers * (2 + 32 / 32 + 8 / 32) / 8, numbers * 2)
 
 
 def test_blocks_are_free_only_when_they_were_taken(pairs: list[Pair], model: str) -> None:

@@ -15,7 +15,8 @@ from ridgeline.formats.format import FORMATS
 from ridgeline.kernels import native, packing
 from ridgeline.kernels.packing import PackedWeight
 from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, make_storage
+from ridgeline.ops.protocols import BlockStorage
 
 Floats = npt.NDArray[np.float32]
 GROUP = 32
@@ -234,12 +235,17 @@ class Heads:
 
 def pool_for(heads: Heads, blocks: int, layers: int = 1, has_mass: bool = False) -> tuple[KvPool, native.Pools]:
     """A pool full of NaN (int8 and int4: NaN scales): what attention reads without having written it would show."""
-    kv = KvPool(
-        STORAGES.get(heads.storage), layers=layers, kv_heads=heads.kv_heads, head_dim=heads.dim, blocks=blocks,
-        has_mass=has_mass,
-    )  # fmt: skip
-    kv.data[:] = 0xFF
-    return kv, native.Pools((kv,))
+    storage = make_storage(heads.storage)
+    kinds = (storage, storage.recent) if isinstance(storage, BlockStorage) else (storage,)
+    kept = [
+        KvPool(
+            kind, layers=layers, kv_heads=heads.kv_heads, head_dim=heads.dim, blocks=blocks, has_mass=has_mass
+        )
+        for kind in kinds
+    ]  # fmt: skip
+    for kv in kept:
+        kv.data[:] = 0xFF
+    return kept[0], native.Pools(kept)
 
 
 def attend(
@@ -265,6 +271,8 @@ def attend(
     )  # fmt: skip
     if heads.rope is not None:
         op.rotary_dim, op.rope_cos, op.rope_sin = heads.dim, *(table.ctypes.data for table in heads.rope)
+    storage = make_storage(heads.storage)
+    op.recent = int(isinstance(storage, BlockStorage))
     stride = max((s.kept + c + BLOCK_TOKENS - 1) // BLOCK_TOKENS for s, c in entries)
     table = np.full((len(entries), stride), -1, np.int32)
     for i, (sequence, count) in enumerate(entries):
@@ -273,6 +281,8 @@ def attend(
         table[i, first:needed] = sequence.pages[first:needed]  # pages behind the window may be gone
         sinks = -(-min(heads.sinks, sequence.kept + count) // BLOCK_TOKENS)
         table[i, :sinks] = sequence.pages[:sinks]
+    if isinstance(storage, BlockStorage):
+        table = closed_table(storage, entries, stride)
     counts = [count for _, count in entries]
     batch = Batch(
         tokens,
@@ -304,6 +314,20 @@ def attend(
         sequence.kept += count
     bounds = np.cumsum([0, *counts])
     return [rows[a:b] for a, b in pairwise(bounds)]
+
+
+def closed_table(storage: Any, entries: list[tuple[Sequence, int]], stride: int) -> npt.NDArray[np.int32]:
+    """[2, entries, stride]: whole blocks with this step's; sinks, and what no block closed before this step."""
+    table = np.full((2, len(entries), stride), -1, np.int32)
+    for i, (sequence, count) in enumerate(entries):
+        after, block = sequence.kept + count, storage.group
+        whole, open_from = after // block * block // BLOCK_TOKENS, sequence.kept // block * block // BLOCK_TOKENS
+        table[0, i, :whole] = sequence.pages[:whole]
+        needed = -(-after // BLOCK_TOKENS)
+        table[1, i, open_from:needed] = sequence.pages[open_from:needed]
+        sinks = -(-min(storage.sinks, after) // BLOCK_TOKENS)
+        table[1, i, :sinks] = sequence.pages[:sinks]
+    return table
 
 
 def check_quantised(arena: Arena, offset: int, rows: Floats, outlier: float = 0.0, width_at_once: int = 0) -> None:

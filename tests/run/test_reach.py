@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ridgeline.kernels import native
 from ridgeline.kit.clock import WallClock
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import LoadedModel, load, record
 from ridgeline.ops.kv import Reach
 from ridgeline.run.arena import StepLimits
@@ -45,10 +46,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
 
 
 def runner_of(loaded: LoadedModel, storage: str = "bf16", reach: Reach | None = None, body: str = "cpp") -> Runner:
-    program = record(loaded, STORAGES.get(storage), None if reach is None else Keeps(reach))
+    program = record(loaded, make_storage(storage), None if reach is None else Keeps(reach))
     pools = tuple(
         KvPool(
-            g.storage, layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=16,
+            make_storage(g.storage.name), layers=len(g.layers), kv_heads=g.kv_heads, head_dim=g.head_dim, blocks=16,
             has_mass=g.reach.heavy > 0,
         )
         for g in program.kv_groups
@@ -123,6 +124,29 @@ def test_what_is_behind_the_window_may_be_dropped(loaded: LoadedModel, reach: Re
         found.append(logits(runner, plan))
         runner.close()
     assert far(*found) < 1e-5
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("isa", native.ISAS)
+def test_closed_blocks_agree_with_the_reference(tmp_path: Path, isa: str) -> None:
+    """E7: the native body multiplies codes, the reference what they mean; only rounding q and weights lies between."""
+    if isa not in native.instruction_sets():
+        pytest.skip(f"this machine has no {isa}")
+    before = native.isa()
+    native.set_isa(isa)
+    try:
+        wide = load(write_config(tmp_path, LLAMA | {"head_dim": 64, "num_attention_heads": 4}), weights="f32")
+        tokens = tuple((31 * i) % 300 + 3 for i in range(126))
+        table = np.arange(10, dtype=np.int32)
+        found = {}
+        for body in BODIES:
+            runner = runner_of(wide, "hack", body=body)
+            runner.collect(runner.submit(StepPlan((Entry(1, 0, tokens[:70], (table, table)),))))
+            found[body] = logits(runner, StepPlan((Entry(1, 70, tokens[70:], (table, table), rows(56, 70)),)))
+            runner.close()
+    finally:
+        native.set_isa(before)
+    assert far(*found.values()) < 2e-2
 
 
 @pytest.mark.torch

@@ -8,7 +8,7 @@ from ridgeline.engine.bill import MemoryBill
 from ridgeline.engine.build import bill
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import UserError
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
 from ridgeline.ops.program import Program
 from ridgeline.perf.operators import PhaseCount, count_phase, decode_shape, prefill_shape
@@ -62,7 +62,7 @@ def predict(question: Question, *, is_by_operator: bool, json: bool) -> None:
         kv_bytes=None if question.kv_bytes is None else size_bytes(question.kv_bytes),
     )  # fmt: skip
     needs = bill(config, None if question.memory is None else size_bytes(question.memory))
-    program = record(describe(question.model, weights=question.weights), STORAGES.get(config.storage))
+    program = record(describe(question.model, weights=question.weights), make_storage(config.storage))
     machine = _machine(question)
     phases = _phases(question, program, machine)
     _print_memory(screen, needs, program)

@@ -9,7 +9,7 @@ import shutil
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kernels import native
 from ridgeline.kit.home import home
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
 from ridgeline.models.pull import TABLE, find
 from ridgeline.ops.kinds import KINDS
@@ -151,7 +151,7 @@ def _print_bodies(screen: Screen, model: str | None, weights: str, kv: str, body
     config.check()
     described = describe(model, weights=weights)
     screen.notes(model, described.notes)
-    program = record(described, STORAGES.get(config.storage), config.retention)
+    program = record(described, make_storage(config.storage), config.retention)
     bound = bind(program, body=body)
     table = [(part, used, str(lines), why) for part, used, lines, why in bound.table()]
     screen.table(("operator", "body", "lines", "why not native"), table)

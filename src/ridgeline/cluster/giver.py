@@ -226,7 +226,7 @@ class Giver:
 
     def _part_soon(self, one: Leaving, end: GivingEnd, sequence: Sequence) -> None:
         """It parts when all but the block it writes is sent, or when it gets no more room where it goes."""
-        is_sent = one.is_granted and one.sent >= sequence.tokens_computed // BLOCK_TOKENS and end.is_idle
+        is_sent = one.is_granted and one.sent >= self._whole(sequence.tokens_computed) and end.is_idle
         if is_sent or self._has_come_far(one):
             self._engine.scheduler.hand_on(one.request_id, True)
 
@@ -245,7 +245,7 @@ class Giver:
         if sequence.preemptions != one.preemptions:  # what was sent may have been overwritten while it was read
             one.preemptions, one.sent = sequence.preemptions, 0
         if one.is_granted and not one.is_handed:
-            self._send_blocks(one, end, sequence, blocks_for(computed) if has_parted else computed // BLOCK_TOKENS)
+            self._send_blocks(one, end, sequence, blocks_for(computed) if has_parted else self._whole(computed))
             if one.most and not has_parted:
                 self._part_soon(one, end, sequence)
             if has_parted:
@@ -270,9 +270,15 @@ class Giver:
             if not one.is_open:
                 self._open(one, end, sequence.tokens_known)
             computed = entry.start + len(entry.tokens)
-            until = blocks_for(computed) if computed == sequence.tokens_known else computed // BLOCK_TOKENS
+            until = blocks_for(computed) if computed == sequence.tokens_known else self._whole(computed)
             if until - one.sent >= LEAST_STAGED:
-                tables = [[int(table[index]) for index in range(one.sent, until)] for table in entry.blocks]
+                tables = [
+                    [
+                        int(table[index]) if self._kept.holds(group, index, computed) else -1
+                        for index in range(one.sent, until)
+                    ]
+                    for group, table in enumerate(entry.blocks)
+                ]
                 one.stage = Stage(self._kept, end.granted, one.stream, one.sent, tables)
                 end.put_staged(one.stage)
 
@@ -287,12 +293,18 @@ class Giver:
                 end.put(message, payload)
             one.sent = stage.until
 
+    def _whole(self, computed: int) -> int:
+        """Blocks that are final while more is computed."""
+        return computed // self._kept.grain * self._kept.grain // BLOCK_TOKENS
+
     def _send_blocks(self, one: Leaving, end: GivingEnd, sequence: Sequence, until: int) -> None:
         if until <= one.sent:
             return
         tables = self._engine.scheduler.memory.blocks_of(sequence)
         for index in range(one.sent, until):
             for group, table in enumerate(tables):
+                if index >= len(table) or table[index] < 0:
+                    continue  # what it would hold is in another group
                 end.put(Block(one.stream, group, index), self._kept.block(group, int(table[index])))
         one.sent = until
 

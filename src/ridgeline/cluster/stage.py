@@ -36,7 +36,7 @@ class Stage:
         self, kept: KeptState, granted: set[int], stream: int, first: int, tables: Sequence[Sequence[int]]
     ) -> None:
         """granted: streams that may be sent, as they become known. tables: by group, where the pool has the blocks from
-        index `first` on."""
+        index `first` on; -1: nothing to send."""
         self._kept, self._granted, self._stream = kept, granted, stream
         self.until = first + len(tables[0])
         self._parts = list(self._cut(first, tables))
@@ -79,6 +79,6 @@ class Stage:
                     layers, nbytes = self._kept.layers(group), self._kept.block_bytes[group]
                     begin, end = (layers * edge // PARTS for edge in (number, number + 1))
                     at, to = (nbytes // layers * edge for edge in (begin, end))
-                    if at < to:
+                    if at < to and table[place] >= 0:
                         payload = self._kept.block(group, table[place])[at:to]
                         yield Part(Block(self._stream, group, first + place, at), payload, end)

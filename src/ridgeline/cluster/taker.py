@@ -65,27 +65,30 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Coming:
-    """One sequence on its way. blocks: [group][index], None: nothing of it is here yet. there: bytes of each that are,
-    from its beginning."""
+    """One sequence on its way. blocks: [group][index], None: nothing of it is here yet. most: of each group that may
+    come. there: bytes of each that are here, from its beginning."""
 
     end: TakingEnd
     stream: int
     tokens: int
     nbytes: int
     blocks: list[list[Bytes | None]]
+    most: list[int]
     there: dict[tuple[int, int], int] = field(default_factory=dict)
     is_granted: bool = False
     handover: Handover | None = None
     first_key: int = 0
 
-    def close_with(self, tokens: int) -> None:
+    def close_with(self, tokens: int, kept: KeptState) -> None:
         """It came with so many tokens, at most those announced. LinkBroken unless all of their blocks are here."""
         if not 0 < tokens <= self.tokens:
             raise LinkBroken(f"stream {self.stream} has {self.tokens} tokens, which is not what its request says")
         self.tokens, self.blocks = tokens, [group[: blocks_for(tokens)] for group in self.blocks]
         for number, group in enumerate(self.blocks):
             for index, block in enumerate(group):
-                if block is None or self.there[number, index] < block.nbytes:
+                there = 0 if block is None else self.there[number, index]
+                due = kept.block_bytes[number] if kept.holds(number, index, tokens) else 0
+                if there != due:
                     raise LinkBroken(f"stream {self.stream} ended before all of it was there")
 
 
@@ -147,7 +150,10 @@ class TakingEnd:
         one = self._coming.get(message.stream)
         if one is None or not one.is_granted:
             raise LinkBroken(f"a block of stream {message.stream}, which was never let in")
-        if message.group >= len(one.blocks) or not 0 <= message.index < len(one.blocks[message.group]):
+        here = one.blocks[message.group] if message.group < len(one.blocks) else []
+        is_new = 0 <= message.index < len(here) and here[message.index] is None
+        count = sum(block is not None for block in here) + is_new
+        if not 0 <= message.index < len(here) or count > one.most[message.group]:
             raise LinkBroken(f"block {message.index} of group {message.group} is none of stream {message.stream}'s")
         place, size = (message.group, message.index), self._pools.block_bytes[message.group]
         there, end = one.there.get(place, 0), message.offset + nbytes
@@ -168,7 +174,9 @@ class TakingEnd:
                     self.say(Refused(stream, why))
                     return
                 count, sizes = blocks_for(tokens), self._pools.block_bytes
-                one = Coming(self, stream, tokens, count * sum(sizes), [[None] * count for _ in sizes])
+                most = [self._pools.kept.most(group, tokens) for group in range(len(sizes))]
+                nbytes = sum(size * blocks for size, blocks in zip(sizes, most, strict=True))
+                one = Coming(self, stream, tokens, nbytes, [[None] * count for _ in sizes], most)
                 self._coming[stream] = one
                 self._budget.ask(one)
             case Block():
@@ -177,7 +185,7 @@ class TakingEnd:
                 whole = self._coming.pop(stream, None)
                 if whole is None:
                     raise LinkBroken(f"stream {stream} ended before all of it was there")
-                whole.close_with(len(request.prompt) + len(known) - 1)
+                whole.close_with(len(request.prompt) + len(known) - 1, self._pools.kept)
                 whole.handover = message
                 self.arrived.append(whole)
                 self._bell.ring()

@@ -16,7 +16,7 @@ from ridgeline.memory.pool import BlockPool
 from ridgeline.memory.recurrent_memory import RecurrentMemory
 from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, make_storage
 from ridgeline.memory.tiers import Tiers
 from ridgeline.models.load import LoadedModel, describe, load, record
 from ridgeline.ops.program import Program
@@ -66,7 +66,7 @@ class Assembled:
 def describe_program(config: EngineConfig, left: int, *, is_only_counted: bool = False) -> Described:
     """From descriptors. left: bytes to plan for. is_only_counted: lines that cannot run here are no error."""
     model = describe(config.model, weights=config.weights)
-    program = record(model, STORAGES.get(config.storage), config.retention)
+    program = record(model, make_storage(config.storage), config.retention)
     check_needs(config, program)
     try:
         bound = bind_as(config, program)
@@ -87,7 +87,7 @@ def describe_companion(config: EngineConfig, model: str, left: int) -> Described
     """A second program that follows the model's sequences: its own weights and KV, the same limits of a step."""
     described = describe(model, weights=config.weights)
     own = msgspec.structs.replace(config, model=model, spec=None, keep="all", reference=())
-    check_follows(record(described, STORAGES.get(config.storage)))
+    check_follows(record(described, make_storage(config.storage)))
     per_block = kv_block_bytes(own, described.spec)
     context = min(config.context or described.spec.context, described.spec.context)
     tokens = config.max_sequences * context
@@ -101,12 +101,12 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
     config, promised = described.config, described.bill
     loaded = load(config.model, weights=config.weights)
     loaded = replace(loaded, spec=loaded.spec.reaching(promised.context))
-    storage = STORAGES.get(config.storage)
+    storage = make_storage(config.storage)
     program = record(loaded, storage, config.retention)
     bound = bind_as(config, program)
     pools = tuple(
         KvPool(
-            storage,
+            make_storage(g.storage.name),
             layers=len(g.layers),
             kv_heads=g.kv_heads,
             head_dim=g.head_dim,

@@ -12,7 +12,7 @@ from pathlib import Path
 from ridgeline.kit.errors import CapacityError, UserError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, make_storage
 from ridgeline.models.spec import ModelSpec
 from ridgeline.ops.kv import KvGroup
 from ridgeline.ops.program import Program
@@ -144,7 +144,7 @@ def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: in
         reserve_bytes=reserve,
         available_bytes=available,
         kv_blocks=blocks,
-        kv_bytes_per_token=sum(group.block_bytes for group in groups) // BLOCK_TOKENS,
+        kv_bytes_per_token=sum(group.block_bytes for group in groups if not group.reach.is_recent) // BLOCK_TOKENS,
         context=context_of(groups, wanted),
         groups=groups,
     )
@@ -183,7 +183,7 @@ def step_limits(config: EngineConfig, context: int) -> StepLimits:
 
 
 def kv_block_bytes(config: EngineConfig, spec: ModelSpec) -> int:
-    storage = STORAGES.get(config.storage)
+    storage = make_storage(config.storage)
     return KvPool.bytes_for(storage, layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, blocks=1)
 
 

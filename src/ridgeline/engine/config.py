@@ -12,8 +12,9 @@ import msgspec
 from ridgeline.decode.speculative import parse
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.retention.retention import Retention, make_retention
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import check_weights
+from ridgeline.ops.protocols import BlockStorage
 from ridgeline.run.activations import DEFAULT, outlier_of
 from ridgeline.run.bind import BODIES
 from ridgeline.schedule.options import ScheduleOptions
@@ -67,7 +68,6 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if value is not None and not 1 <= value <= LARGEST:
                 raise UserError(f"{name} is {value}; it must be at least 1 (and below 2^40).")
         for name, value, known in (
-            ("kv", self.kv, ("auto", *STORAGES)),
             ("body", self.body, BODIES),
             ("isa", self.isa or "plain", ISAS),
         ):
@@ -75,6 +75,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UserError(f"{name} is {value!r}; known: {', '.join(known)}.")
         outlier_of(self.activations, "")  # refuses what there is not
         make_policy(self.policy)  # likewise
+        make_storage(self.storage)  # likewise
         self._check_keep()
         self._check_place()
         for name in ("host_kv_bytes", "disk_kv_bytes"):
@@ -83,7 +84,12 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if getattr(self, name) and self.alone:
                 raise UserError(f"{name} keeps beginnings for later, but they are not shared here ({self.alone}).")
         if self.spec is not None:
-            parse(self.spec)  # likewise
+            proposer, _ = parse(self.spec)  # likewise
+            if proposer.width > 1 and isinstance(make_storage(self.storage), BlockStorage):
+                raise UserError(
+                    f"kv {self.kv!r} closes blocks of tokens in order, which branches of a tree are not: give spec "
+                    "width=1, or --kv int4."
+                )
             if not self.cache:
                 raise UserError("guessing ahead (spec) needs what was computed to be kept: leave cache on.")
         check_weights(self.weights)

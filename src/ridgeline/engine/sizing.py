@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.spans import most_blocks
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.memory.spans import blocks_for, most_blocks
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, make_storage
 from ridgeline.ops.kv import KvGroup, Reach
 
 
@@ -33,7 +33,7 @@ class GroupBill:
 
 def block_bytes(group: KvGroup) -> int:
     """One block in all layers of the group."""
-    storage = STORAGES.get(group.storage.name)
+    storage = make_storage(group.storage.name)
     return KvPool.bytes_for(
         storage, layers=len(group.layers), kv_heads=group.kv_heads, head_dim=group.head_dim, blocks=1,
         has_mass=bool(group.reach.heavy),
@@ -48,10 +48,17 @@ def size_groups(
     bytes_of = [block_bytes(group) for group in groups]
     most = [most_blocks(group.reach, context, step_tokens) for group in groups]
 
-    def sized(blocks: int) -> tuple[int, ...]:
-        return tuple(max(1, min(blocks, sequences * limit)) for limit in most)
+    rooms = [
+        sequences * most_blocks(group.reach, context, 1) + blocks_for(step_tokens)  # one step's tokens are anybody's
+        if group.reach.is_recent
+        else sequences * limit
+        for group, limit in zip(groups, most, strict=True)
+    ]
 
-    low, high = 1, max(1, sequences * max(most, default=1))
+    def sized(blocks: int) -> tuple[int, ...]:
+        return tuple(max(1, min(blocks, room)) for room in rooms)
+
+    low, high = 1, max([1, *rooms])
     while low < high:  # the most blocks that fit
         middle = (low + high + 1) // 2
         fits = sum(b * n for b, n in zip(bytes_of, sized(middle), strict=True)) <= kv_bytes

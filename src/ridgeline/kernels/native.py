@@ -71,7 +71,7 @@ class RlInstr(ctypes.Structure):
         ("in3", c_int64), ("in4", c_int64), ("work", c_int64),
         ("experts", c_int32), ("chosen", c_int32), ("groups", c_int32), ("groups_kept", c_int32),
         ("rope_cos", c_void_p), ("rope_sin", c_void_p), ("weight", RlWeight * 3),
-        ("states", c_int32), ("taps", c_int32), ("outlier", c_float), ("reserved", c_int32),
+        ("states", c_int32), ("taps", c_int32), ("outlier", c_float), ("recent", c_int32),
     )  # fmt: skip
 
 

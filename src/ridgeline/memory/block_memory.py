@@ -18,9 +18,9 @@ from ridgeline.state.plan import Ints, SequenceId
 from ridgeline.state.sequence import Sequence
 from ridgeline.state.transfer import LoadBlock, MoveTokens, PackTokens, Parcel, Transfer
 
-from .pool import BlockPool
+from .pool import NONE, BlockPool
 from .sharing import Held, Sharing, shareable
-from .spans import blocks_for, dropped_blocks, most_blocks, next_due, slot_of
+from .spans import blocks_for, blocks_until, dropped_blocks, holds_block, most_blocks, next_due, slot_of
 from .storage.storage import BLOCK_TOKENS
 from .table import Table
 from .tiers import TIERS, Tiers
@@ -42,11 +42,11 @@ class BlockMemory:
         self.pools = pools if isinstance(pools, tuple) else (pools,)
         if len(self.pools) != len(reaches):
             raise InvariantError(f"{len(self.pools)} pools for {len(reaches)} groups of layers")
-        if not alone and not all(reach.is_everything for reach in reaches):
+        if not alone and not all(reach.is_stable for reach in reaches):
             raise InvariantError("a retention that drops tokens cannot share prefixes")
         self.reaches, self.context, self.contiguous, self.step_tokens = reaches, context, contiguous, step_tokens
         self.alone, self.waits, self.program = alone, waits, program
-        self.sharing = None if alone else Sharing(self.pools, program, tiers)
+        self.sharing = None if alone else Sharing(self.pools, program, tiers, reaches)
         self._packs = any(reach.heavy for reach in reaches)
         self._held: dict[SequenceId, Held] = {}
         self._moves: list[Transfer] = self.sharing.moves if self.sharing is not None else []
@@ -74,29 +74,41 @@ class BlockMemory:
         if held is not None and computed + tokens <= held.room:
             return True
         tables = held.tables if held else self._tables()
-        missing = []
+        arrived = max(computed, sequence.parcel.tokens) if sequence.parcel else computed
+        missing: list[list[bool]] = []  # blocks that are appended: whether there is anything to keep in them
         for reach, table in zip(self.reaches, tables, strict=True):
-            ahead = tokens if reach.is_everything else self.longest(computed, tokens)
-            missing.append(max(0, blocks_for(slot_of(reach, computed) + ahead) - table.length))
+            ahead = tokens if reach.is_everything else self.longest(arrived, computed + tokens - arrived)
+            begin = computed if reach.is_everything else arrived
+            until = blocks_until(reach, slot_of(reach, begin) + ahead)
+            missing.append([_is_kept(reach, index, arrived) for index in range(table.length, until)])
         if not any(missing):
             return True
         if self.contiguous and held is None:
-            most = blocks_for(sequence.request.tokens_most(self.context))
-            taken = [pool.allocate_run(most) for pool in self.pools]
+            most = sequence.request.tokens_most(self.context)
+            taken = [
+                pool.allocate_run(blocks_until(reach, most))
+                for reach, pool in zip(self.reaches, self.pools, strict=True)
+            ]
+            missing = [[True] * len(blocks or ()) for blocks in taken]
         else:
-            self._make_room(max(missing))
-            taken = [pool.allocate(count) for pool, count in zip(self.pools, missing, strict=True)]
+            counts = [sum(blocks) for blocks in missing]
+            self._make_room(max(counts))
+            taken = [pool.allocate(count) for pool, count in zip(self.pools, counts, strict=True)]
         if any(blocks is None for blocks in taken):
             for pool, blocks in zip(self.pools, taken, strict=True):
                 pool.free(blocks or ())
             return False
-        for table, blocks in zip(tables, taken, strict=True):
-            table.append(blocks or [])
+        for table, blocks, kept in zip(tables, taken, missing, strict=True):
+            following = iter(blocks or ())
+            table.append([next(following) if is_kept else NONE for is_kept in kept])
         if held is None:
             held = self._held[sequence.id] = Held(tables)
         held.views = None
         if not self._packs:
-            held.room = BLOCK_TOKENS * min(table.length for table in tables)
+            held.room = min(
+                BLOCK_TOKENS * table.length + (reach.block - 1 if reach.block and not reach.is_recent else 0)
+                for reach, table in zip(self.reaches, tables, strict=True)
+            )
         return True
 
     def _make_room(self, count: int) -> None:
@@ -144,7 +156,7 @@ class BlockMemory:
             return 0
         tree, tokens, limit = self.sharing.tree, tuple(sequence.tokens), shareable(sequence)
         salt = sequence.request.sharing_salt
-        match = tree.match(salt, tokens, limit)
+        match = tree.match(salt, tokens, limit).whole(self.sharing.grain)
         if self.waits and sequence.parcel is None and match.promised - match.tokens >= WORTH_WAITING:
             self._counts["deferred"] += 1
             return None
@@ -160,8 +172,10 @@ class BlockMemory:
         for index in range(computed // BLOCK_TOKENS, blocks_for(parcel.tokens)):
             key = parcel.first_key + index
             self._moves += [
-                LoadBlock(group, key, table[index], self.program) for group, table in enumerate(held.tables)
-            ]  # fmt: skip
+                LoadBlock(group, key, table[index], self.program)
+                for group, (reach, table) in enumerate(zip(self.reaches, held.tables, strict=True))
+                if holds_block(reach, index, parcel.tokens)
+            ]
         self._counts["unpacked"] += max(0, parcel.tokens - computed)
         return max(computed, parcel.tokens)
 
@@ -175,16 +189,23 @@ class BlockMemory:
         if held is None or computed < held.due:
             return
         if self.sharing is not None:
+            for group, reach in enumerate(self.reaches):
+                if reach.is_recent:
+                    self._drop(group, held, computed)
             self.sharing.publish(held, sequence.tokens, computed)
             return
         held.due = min(next_due(reach, computed) for reach in self.reaches)
-        for group, (reach, pool, table) in enumerate(zip(self.reaches, self.pools, held.tables, strict=True)):
+        for group, reach in enumerate(self.reaches):
             if reach.heavy:
                 self._pack(group, held, computed)
-            elif not reach.is_everything and (gone := table.drop(*dropped_blocks(reach, computed))):
-                pool.free(gone)
-                held.views = None
+            elif not reach.is_everything:
+                self._drop(group, held, computed)
         held.kept = computed
+
+    def _drop(self, group: int, held: Held, computed: int) -> None:
+        if gone := held.tables[group].drop(*dropped_blocks(self.reaches[group], computed)):
+            self.pools[group].free(gone)
+            held.views = None
 
     def _pack(self, group: int, held: Held, computed: int) -> None:
         """At multiples of PACK only what the retention keeps stays, from slot 0 on (C10)."""
@@ -216,7 +237,7 @@ class BlockMemory:
             self.sharing.publish(held, sequence.tokens, computed)
             cached = self.sharing.leave(held, tuple(sequence.tokens[:computed]))
         for pool, table in zip(self.pools, held.tables, strict=True):
-            pool.free(table.blocks()[cached:])
+            pool.free(table.blocks(cached))
 
     # -- what happened
 
@@ -265,6 +286,12 @@ class BlockMemory:
                 raise InvariantError(f"{pool.held_blocks} blocks are held but {len(tables)} are in block tables")
         if self.sharing is not None:
             self.sharing.tree.check()
+
+
+def _is_kept(reach: Reach, index: int, computed: int) -> bool:
+    """Whether block number `index` will be read by tokens from `computed` on."""
+    begin, end = (0, 0) if reach.is_everything or not reach.block else dropped_blocks(reach, computed)
+    return not begin <= index < end
 
 
 def _differ(view: Ints, table: Table) -> bool:

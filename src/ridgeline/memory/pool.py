@@ -16,6 +16,13 @@ import numpy as np
 
 from ridgeline.kit.errors import InvariantError
 
+NONE = -1  # where a group holds no block of a node
+
+
+def with_blocks(pools: Iterable[BlockPool], blocks: Iterable[int]) -> list[tuple[BlockPool, int]]:
+    """Each pool with its block, where there is one."""
+    return [(pool, block) for pool, block in zip(pools, blocks, strict=True) if block != NONE]
+
 
 class BlockPool:
     """Ids 0 to blocks-1. held: in `references` block tables; cached: in none, kept for a prefix somebody may ask for

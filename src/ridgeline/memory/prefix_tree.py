@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ridgeline.kit.errors import InvariantError
 
-from .pool import BlockPool
+from .pool import BlockPool, with_blocks
 from .storage.storage import BLOCK_TOKENS
 from .tiers import Tiers
 
@@ -24,7 +24,8 @@ REMEMBERED = 8192  # evicted nodes of which a miss can still say so
 
 
 class Node:
-    """blocks: one a group, None: not computed yet, or no longer in the pool. saved: key of its bytes in a tier, or -1.
+    """blocks: one a group (-1: it holds none here), None: not computed yet, or no longer in the pool. saved: key of its
+    bytes in a tier, or -1.
     promised: running sequences that will compute it. residents: children that have blocks. used: when somebody last
     needed it. mark: names the whole prefix. depth: its tokens."""
 
@@ -75,6 +76,13 @@ class Match:
     @property
     def tokens(self) -> int:
         return len(self.path) * BLOCK_TOKENS + self.tail_tokens
+
+    def whole(self, grain: int) -> Match:
+        """As far as beginnings go that are multiples of `grain` tokens."""
+        if grain == BLOCK_TOKENS:
+            return self
+        nodes = len(self.path) * BLOCK_TOKENS // grain * (grain // BLOCK_TOKENS)
+        return Match(self.path[:nodes], None, 0, self.promised // grain * grain)
 
 
 class PrefixTree:
@@ -206,7 +214,7 @@ class PrefixTree:
             self.tiers.save(node, blocks, self._lose)
         if node.saved < 0:
             self._remember(node)
-        for pool, block in zip(self.pools, blocks, strict=True):
+        for pool, block in with_blocks(self.pools, blocks):
             pool.forget(block)
         self.discard(node)
         if self._is_evictable(parent):

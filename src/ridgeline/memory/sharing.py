@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ridgeline.ops.kv import Reach
 from ridgeline.state.plan import Ints
 from ridgeline.state.sequence import Sequence
 from ridgeline.state.transfer import CopyBlock, Transfer
 
-from .pool import BlockPool
+from .pool import NONE, BlockPool, with_blocks
 from .prefix_tree import Match, Node, PrefixTree, Tokens
+from .spans import blocks_for, grain_of
 from .storage.storage import BLOCK_TOKENS
 from .table import Table
 from .tiers import Tiers
@@ -50,10 +52,15 @@ class Held:
 
 
 class Sharing:
-    """copied: blocks that were copied because sequences part inside them."""
+    """copied: blocks that were copied because sequences part inside them. reaches: one a pool. grain: tokens of which
+    what is shared is a multiple; where that is more than a block's, no block is copied either."""
 
-    def __init__(self, pools: tuple[BlockPool, ...], program: str, tiers: Tiers | None = None) -> None:
+    def __init__(
+        self, pools: tuple[BlockPool, ...], program: str, tiers: Tiers | None = None, reaches: tuple[Reach, ...] = ()
+    ) -> None:
         self.pools, self.program = pools, program
+        self.reaches = reaches or (Reach(),) * len(pools)
+        self.grain = grain_of(self.reaches)
         self.tree = PrefixTree(pools, tiers)
         self.tiers = self.tree.tiers
         self.copied = 0
@@ -66,12 +73,14 @@ class Sharing:
         held.views = None
         for node in match.path:
             if node.blocks is None:
-                if (own := self._new_blocks()) is None or not node.is_ready:  # making room may have taken it
+                if (
+                    own := self._new_blocks(len(held.path))
+                ) is None or not node.is_ready:  # making room may have taken it
                     self._give_back(own)
                     return held.shared_tokens
                 self.tree.restore(node, own)
             else:
-                for pool, block in zip(self.pools, node.blocks, strict=True):
+                for pool, block in with_blocks(self.pools, node.blocks):
                     pool.share(block)
             for table, block in zip(held.tables, node.blocks or (), strict=True):
                 table.append([block])
@@ -83,7 +92,7 @@ class Sharing:
         source = tail.blocks
         for pool, block in zip(self.pools, source or (), strict=source is not None):
             pool.share(block)  # so that making room does not take it
-        own = self._new_blocks()
+        own = self._new_blocks(0)
         for pool, block in zip(self.pools, source or (), strict=source is not None):
             pool.park(block)
         if source is not None:
@@ -102,20 +111,24 @@ class Sharing:
             table.append([block])
         return tokens
 
-    def _new_blocks(self) -> tuple[int, ...] | None:
-        """One block of every pool, made room for; None when there is none."""
+    def _new_blocks(self, index: int) -> tuple[int, ...] | None:
+        """Block number `index` of every group that keeps it for good, made room for; None when there is none."""
         if not self.tree.make_room(1):
             return None
-        return tuple((pool.allocate(1) or [-1])[0] for pool in self.pools)
+        return tuple(
+            NONE if reach.is_recent and index >= blocks_for(reach.sinks) else (pool.allocate(1) or [NONE])[0]
+            for reach, pool in zip(self.reaches, self.pools, strict=True)
+        )
 
     def _give_back(self, blocks: tuple[int, ...] | None) -> None:
-        for pool, block in zip(self.pools, blocks or (), strict=False):
+        for pool, block in with_blocks(self.pools, blocks) if blocks else ():
             pool.free([block])
 
     def promise(self, held: Held, tokens: Tokens) -> None:
         """Others may wait for what this sequence is going to compute."""
         node = self._last(held)
-        for begin in range(held.shared_tokens, len(tokens), BLOCK_TOKENS):
+        until = len(tokens) if self.grain == BLOCK_TOKENS else len(tokens) // self.grain * self.grain
+        for begin in range(held.shared_tokens, until, BLOCK_TOKENS):
             node = self.tree.promise(node, tokens[begin : begin + BLOCK_TOKENS])
             held.promises.append(node)
 
@@ -123,7 +136,7 @@ class Sharing:
 
     def publish(self, held: Held, known: list[int], computed: int) -> None:
         """Whole blocks of the first `computed` tokens are there for everybody."""
-        while held.shared_tokens + BLOCK_TOKENS <= computed:
+        while held.shared_tokens + BLOCK_TOKENS <= computed // self.grain * self.grain:
             index, begin = len(held.path), held.shared_tokens
             tokens, own = tuple(known[begin : begin + BLOCK_TOKENS]), held.blocks_at(index)
             if held.tail is not None:
@@ -131,7 +144,10 @@ class Sharing:
             else:
                 node = self.tree.publish(self._last(held), tokens, own)
             for pool, table, mine, block in zip(self.pools, held.tables, own, node.blocks or (), strict=True):
-                if mine != block:  # somebody was first with the same tokens: their block is as good as ours
+                if mine != block and NONE not in (
+                    mine,
+                    block,
+                ):  # somebody was first with the same tokens: their block is as good as ours
                     held.views = None
                     pool.share(block)
                     table.replace(index, block)
@@ -141,7 +157,7 @@ class Sharing:
                 self.tree.withdraw(held.promises.pop(0))
         self._publish_tail(held, computed)
         is_tail_next = len(held.promises) == 1
-        held.due = held.shared_tokens + (len(held.promises[0].tokens) if is_tail_next else BLOCK_TOKENS)
+        held.due = held.shared_tokens + (len(held.promises[0].tokens) if is_tail_next else self.grain)
 
     def _publish_tail(self, held: Held, computed: int) -> None:
         """What was promised of a block that is not full is there once it is computed."""
@@ -162,10 +178,10 @@ class Sharing:
             self.tree.withdraw(node)
         kept = list(held.path)
         tail = computed[held.shared_tokens :]
-        if tail or held.tail is not None:
+        if self.grain == BLOCK_TOKENS and (tail or held.tail is not None):
             kept += self._leave_tail(held, tail)
         for node in reversed(kept):  # leaves first: they are evicted first
-            for pool, block in zip(self.pools, node.blocks or (), strict=True):
+            for pool, block in with_blocks(self.pools, node.blocks or ()):
                 pool.park(block)
             self.tree.unused(node)
         return len(kept)

@@ -32,6 +32,8 @@ class Table:
         return int(self._array[index])
 
     def append(self, blocks: list[int]) -> None:
+        """DROPPED among them: nobody will ever read what lies there."""
+        self.dropped += blocks.count(DROPPED)
         length = self.length + len(blocks)
         if length > len(self._array):
             grown = np.full(2 * length, DROPPED, np.int32)
@@ -61,6 +63,6 @@ class Table:
         self.length = min(length, self.length)
         return gone
 
-    def blocks(self) -> list[int]:
-        """Those held, in order."""
-        return [block for block in self.view().tolist() if block != DROPPED]
+    def blocks(self, begin: int = 0) -> list[int]:
+        """Those held, in order, from number `begin` on."""
+        return [block for block in self.view()[begin:].tolist() if block != DROPPED]

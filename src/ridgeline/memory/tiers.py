@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from ridgeline.state.ports import BreakEven
 from ridgeline.state.transfer import LoadBlock, MoveSaved, SaveBlock, Transfer
 
+from .pool import NONE
+
 if TYPE_CHECKING:
     from .prefix_tree import Node
 
@@ -46,7 +48,7 @@ class Tiers:
         self._nodes[tier][node.saved] = node
         self.saved += 1
         self.moves += [
-            SaveBlock(group, block, node.saved, tier, self.program) for group, block in enumerate(blocks)
+            SaveBlock(group, block, node.saved, tier, self.program) for group, block in _there(blocks)
         ]  # fmt: skip
         self._settle(lost)
 
@@ -54,7 +56,7 @@ class Tiers:
         """Saved bytes into new blocks; they stay saved."""
         self._touch(node)
         self.loaded += 1
-        self.moves += [LoadBlock(group, node.saved, block, self.program) for group, block in enumerate(blocks)]
+        self.moves += [LoadBlock(group, node.saved, block, self.program) for group, block in _there(blocks)]
 
     def forget(self, node: Node) -> None:
         """Nobody will ask for a saved node any more."""
@@ -85,3 +87,8 @@ class Tiers:
                     self.moves.append(MoveSaved(key, "", self.program))
                     node.saved = -1
                     lost(node)
+
+
+def _there(blocks: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(group, block) of the groups that hold one."""
+    return [(group, block) for group, block in enumerate(blocks) if block != NONE]

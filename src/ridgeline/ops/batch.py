@@ -54,6 +54,10 @@ class BatchShape:
 def count_pairs(before: Number, tokens: Number, reach: Reach = EVERYTHING) -> tuple[Number, Number]:
     """(query-key pairs, kept tokens read) of `tokens` >= 1 causal rows after `before` computed ones (A9). Numbers or
     arrays alike."""
+    if reach.is_recent:  # a row sees sinks and its own block: rows r and r + 1 of a block one more
+        first = before // reach.block * reach.block
+        inside = _triangles(before + tokens, reach.block) - _triangles(before, reach.block)
+        return inside + tokens * reach.sinks, before + tokens - first + reach.sinks * (first > 0)
     before = reach.kept(before) if reach.heavy else before  # packed: everything that is kept is read
     after = before + tokens
     seen = 0 if reach.heavy else reach.budget  # the last `window` and the first `sinks`
@@ -63,3 +67,9 @@ def count_pairs(before: Number, tokens: Number, reach: Reach = EVERYTHING) -> tu
     full = least(tokens, most(after - seen, 0))  # rows at positions >= seen see exactly so many keys
     rest = tokens - full
     return full * seen + rest * before + rest * (rest + 1) // 2, least(after, seen + tokens - 1)
+
+
+def _triangles(tokens: Number, block: int) -> Number:
+    """1 + 2 + ... + block + 1 + 2 + ... over `tokens` rows."""
+    whole, rest = tokens // block, tokens % block
+    return whole * (block * (block + 1) // 2) + rest * (rest + 1) // 2

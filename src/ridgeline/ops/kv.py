@@ -19,14 +19,24 @@ class Reach:
 
     heavy > 0: what lies behind the window is kept only while it is among the `heavy` tokens with most attention mass
     of its layer and kv head (C10); then slots are packed (slot < position) and everything in a slot is read.
+
+    block > 0: two groups of the same layers keep everything between them (E7). Without is_recent whole blocks of so
+    many tokens; with it the tokens of the block that is not whole yet, and sinks.
     """
 
     window: int = 0
     sinks: int = 0
     heavy: int = 0
+    block: int = 0
+    is_recent: bool = False
 
     @property
     def is_everything(self) -> bool:
+        return self.window == 0 and not self.is_recent
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether what is kept of a beginning does not depend on what follows, up to whole blocks."""
         return self.window == 0
 
     @property
@@ -39,6 +49,10 @@ class Reach:
 
         With `heavy` this is also the slot of token `tokens`: packing happens at multiples of PACK.
         """
+        if self.block:
+            whole = tokens // self.block * self.block
+            least = np.minimum if isinstance(tokens, np.ndarray) else min
+            return tokens - whole + least(whole, self.sinks) if self.is_recent else whole
         if not self.window:
             return tokens
         if not self.heavy:
@@ -48,6 +62,8 @@ class Reach:
         return (np.minimum(packed, self.budget) if isinstance(tokens, np.ndarray) else min(packed, self.budget)) + since
 
     def __str__(self) -> str:
+        if self.block:
+            return f"blocks of {self.block} that are " + ("not whole yet" if self.is_recent else "whole")
         named = (("sinks", self.sinks), ("h2o", self.heavy), ("window", self.window))
         return "+".join(f"{name}:{value}" for name, value in named if value) or "all"
 

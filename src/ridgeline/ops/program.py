@@ -13,7 +13,7 @@ from typing import Any
 
 from ridgeline.kit.capability import PAGES, TRUNCATION
 from ridgeline.kit.cost import Cost
-from ridgeline.kit.errors import InvariantError
+from ridgeline.kit.errors import InvariantError, UserError
 
 from .activation import ACTIVATION
 from .add import ADD
@@ -31,7 +31,7 @@ from .kv import EVERYTHING, KvGroup, Reach
 from .linear import HEAD, LINEAR
 from .norm import NORM
 from .op import LOGITS, TOKENS, Line, Op, Value
-from .protocols import KvRetention, KvStorage, StateStorage, Weight
+from .protocols import BlockStorage, KvRetention, KvStorage, StateStorage, Weight
 from .recurrent import StateShape
 from .rope import ROPE
 from .route import ROUTE, Routing
@@ -156,15 +156,32 @@ class Recorder:
         """Keep this step's k and v, then causal attention of q over all kept tokens: [tokens, heads * head_dim]."""
         reach = Reach(window) if self._retention is None else self._retention.reach(window)
         kept = (Reach() if self._retention is None else reach, kv_heads, head_dim)
+        recent = self._recent(reach, head_dim)
+        kept = kept if recent is None else (Reach(block=recent.block), kv_heads, head_dim)
         layers = self._kept.setdefault(kept, [])
         layers.append(self._layer or 0)
+        if recent is not None:
+            self._kept.setdefault((recent, kv_heads, head_dim), []).append(self._layer or 0)
         shape = {
             "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale, "storage": self._storage,
             "reach": reach, "window": 0 if reach.heavy else reach.window, "sinks": 0 if reach.heavy else reach.sinks,
-            "group": list(self._kept).index(kept), "pool_layer": len(layers) - 1,
+            "group": list(self._kept).index(kept), "pool_layer": len(layers) - 1, "recent": recent,
+            "recent_group": -1 if recent is None else list(self._kept).index((recent, kv_heads, head_dim)),
             "rope": next((x.attributes["rope"] for x in self._lines if x.output is qkv and x.op is ROPE), None),
         }  # fmt: skip
         return self._add(ATTEND, "attend", (qkv,), qkv.rows, heads * head_dim, (), shape)
+
+    def _recent(self, reach: Reach, head_dim: int) -> Reach | None:
+        """What a storage of whole blocks keeps elsewhere until they are whole; None: it keeps tokens by themselves."""
+        if not isinstance(self._storage, BlockStorage):
+            return None
+        if not reach.is_everything:
+            raise UserError(
+                f"--kv {self._storage.name} keeps whole blocks of everything; layers that read {reach} give tokens "
+                "back. Try --kv int4, or leave keep at all."
+            )
+        self._storage.check_dim(head_dim)
+        return Reach(sinks=self._storage.sinks, block=self._storage.group, is_recent=True)
 
     def conv(self, wide: Value, weight: Weight, bias: Weight | None, shape: StateShape) -> Value:
         """silu of each channel of [tokens, shape.wide] with its last taps: [tokens, shape.channels]."""
@@ -229,9 +246,10 @@ class Recorder:
 
     def finish(self) -> Program:
         lines = tuple(self._lines)
-        reaches = {line.attributes["reach"] for line in lines if line.op.kind == "attend"} - {EVERYTHING}
+        attends = [line.attributes for line in lines if line.op.kind == "attend"]
+        reaches = {reach for kept in attends for reach in (kept["reach"], kept["recent"])} - {EVERYTHING, None}
         kept = tuple(
-            KvGroup(index, reach, kv_heads, head_dim, tuple(layers), self._storage)
+            KvGroup(index, reach, kv_heads, head_dim, tuple(layers), self._storage_of(reach))
             for index, ((reach, kv_heads, head_dim), layers) in enumerate(self._kept.items())
         )
         return Program(
@@ -244,6 +262,10 @@ class Recorder:
             kept,
             self._kept_state,
         )
+
+    def _storage_of(self, reach: Reach) -> KvStorage:
+        storage = self._storage
+        return storage.recent if reach.is_recent and isinstance(storage, BlockStorage) else storage
 
     def _state_of(self, shape: StateShape) -> dict[str, Any]:
         """What a line that keeps recurrent state must know; every such layer has one shape and one place."""

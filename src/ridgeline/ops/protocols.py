@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,19 @@ class KvStorage(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockStorage(KvStorage, Protocol):
+    """One that keeps whole blocks of `group` tokens, the others and the first `sinks` in `recent` (E7)."""
+
+    group: int
+    sinks: int
+    recent: KvStorage
+
+    def check_dim(self, head_dim: int) -> None:
+        """UserError for heads it cannot keep."""
+        ...
+
+
 class KvRetention(Protocol):
     """Which tokens are kept and read (memory/retention/)."""
 
@@ -102,6 +115,10 @@ class KvView(Protocol):
 
     def base(self, sequence: int) -> int:
         """Slot of the entry's first token: what lies before is context."""
+        ...
+
+    def close(self, recent: KvView) -> None:
+        """Of a BlockStorage: keep the blocks whose last token this step has appended to `recent`."""
         ...
 
 

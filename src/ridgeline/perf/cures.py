@@ -14,7 +14,7 @@ import numpy as np
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kernels.packing import reads_integers
 from ridgeline.kit.errors import RidgelineError
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
 from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.program import Program
@@ -87,13 +87,13 @@ def _settings(
 
 
 def _bytes(storage: str) -> int:
-    return int(STORAGES.get(storage).bytes_per_token(1, 64))
+    return int(make_storage(storage).bytes_per_token(1, 64))
 
 
 def _recorded(config: EngineConfig, weights: str, storage: str) -> Program | None:
     """None where the model cannot be had so."""
     try:
         asked = msgspec.structs.replace(config, weights=weights, kv=storage)
-        return record(describe(asked.model, weights=weights), STORAGES.get(storage), asked.retention)
+        return record(describe(asked.model, weights=weights), make_storage(storage), asked.retention)
     except RidgelineError:
         return None

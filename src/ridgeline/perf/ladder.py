@@ -18,7 +18,7 @@ from ridgeline.engine.build import rehearse
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.clock import VirtualClock
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
 from ridgeline.run.machine import Machine
 from ridgeline.run.noise import CpuWatch
@@ -125,7 +125,7 @@ def measure_rung(
 
 def _judged(client: EngineClient, config: EngineConfig, machine: Machine, seen: Seen) -> Verdict:
     described = describe(config.model, weights=config.weights)
-    program = record(described, STORAGES.get(config.storage), config.retention)
+    program = record(described, make_storage(config.storage), config.retention)
     table = client.account(StepTable)
     ledger = make_ledger(table, None, program, machine)
     return judge(evidence_of(table, ledger, program, config, client.facts, machine, seen))

@@ -48,12 +48,14 @@ class NativeBatch:
 
     def __init__(
         self, limits: StepLimits, line_ns: npt.NDArray[np.int64], groups: int = 1, states: RecurrentPool | None = None,
-        vocabulary: int = 0,
+        vocabulary: int = 0, more: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
-        """groups: KvGroups of the program, each with block tables and slots of its own. vocabulary: of the head."""
+        """groups: KvGroups of the program, each with block tables and slots of its own. vocabulary: of the head. more:
+        tokens of each group that are kept elsewhere until their block is whole."""
         if SAMPLING.itemsize != ctypes.sizeof(native.RlSampling):
             raise AssertionError("SAMPLING and RlSampling differ")
         self._limits, self._groups, self._vocabulary, self._states = limits, groups, vocabulary, states
+        self._more = more or (0,) * groups
         self._laws = np.zeros((0, vocabulary), np.float32)  # grows when a row asks for its distribution
         self._masks = np.zeros((0, (vocabulary + 31) // 32), np.uint32)  # grows when rows come with masks
         self._table_stride = (limits.context + BLOCK_TOKENS - 1) // BLOCK_TOKENS if groups else 1
@@ -165,7 +167,10 @@ class NativeBatch:
     def _check_room(self, entry: Entry) -> None:
         """Slots differ from positions once something was packed, so a long sequence may have enough after all."""
         tokens = len(entry.tokens)
-        room = (len(blocks) * BLOCK_TOKENS - entry.slot(group) for group, blocks in enumerate(entry.blocks))
+        room = (
+            len(blocks) * BLOCK_TOKENS + more - entry.slot(group)
+            for group, (blocks, more) in enumerate(zip(entry.blocks, self._more, strict=False))
+        )
         if entry.start + tokens > self._limits.context or min(room, default=tokens) < tokens:
             raise InvariantError(f"sequence {entry.sequence} would run past its blocks or the context")
 
@@ -176,7 +181,8 @@ class NativeBatch:
             count = min(len(blocks), self._table_stride)
             self._table[begin : begin + count] = blocks[:count]
         self._blocks[index] = entry.blocks
-        self._room[index] = BLOCK_TOKENS * min(map(len, entry.blocks), default=self._limits.context)
+        rooms = (BLOCK_TOKENS * len(blocks) + more for blocks, more in zip(entry.blocks, self._more, strict=False))
+        self._room[index] = min(rooms, default=BLOCK_TOKENS * self._limits.context)
 
     def _fill_states(self, entries: tuple[Entry, ...], slots: int) -> None:
         for index, entry in enumerate(entries):

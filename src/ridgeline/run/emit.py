@@ -202,6 +202,7 @@ class Emitter:
         self._heads(instruction, line)
         attributes = line.attributes
         instruction.scale, instruction.group = attributes["scale"], attributes["group"]
+        instruction.recent = attributes["recent_group"]
         instruction.window, instruction.sinks = attributes["window"], attributes["sinks"]
         if attributes["sinks"] and attributes["rope"] is not None:
             self._turn(instruction, attributes["rope"])

@@ -54,7 +54,8 @@ class Runner:
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
         self.states = states
         self.native_calls = 0
-        self._mover: Mover = Mover(pools, states) if beside is None else beside.kept
+        reaches = tuple(group.reach for group in bound.program.kv_groups)
+        self._mover: Mover = Mover(pools, states, reaches) if beside is None else beside.kept
         self.kept: Mover = self._mover
         self._clock, self._device = clock, device
         program, bodies = bound.program, bound.bodies
@@ -77,7 +78,7 @@ class Runner:
         self._head = next((line.output for line in program if line.op.kind == "head"), None)
         self._hidden = program.hidden
         vocabulary = self._head.width if self._head is not None else 0
-        self._batch = NativeBatch(limits, self._line_ns, len(pools), states, vocabulary)
+        self._batch = NativeBatch(limits, self._line_ns, len(pools), states, vocabulary, _kept_elsewhere(program))
         self._batch.struct.corun = int(takes_turns)
         if "cpp" in bodies:
             attends = [line.attributes for line in program if line.op.kind == "attend"]
@@ -226,3 +227,9 @@ def _answered(result: RowResult | None) -> RowResult:
     if result is None:
         raise InvariantError("a logit row was planned and not answered")
     return result
+
+
+def _kept_elsewhere(program: Program) -> tuple[int, ...]:
+    """Tokens of a sequence, by group, that another group keeps until their block is whole (E7)."""
+    reaches = [group.reach for group in program.kv_groups]
+    return tuple(0 if reach.is_recent or not reach.block else reach.block - 1 for reach in reaches)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.recurrent_pool import RecurrentPool
+from ridgeline.memory.storage.hack import HackStorage
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, token_keys, token_values
 from ridgeline.ops.protocols import Floats, Weight
 from ridgeline.state.plan import Entry, LogitRow, RowResult, StepPlan
@@ -138,10 +139,58 @@ class PagedView:
                         pool.mass[page, self._layer, head, inside] = 0
             row += len(entry.tokens)
 
+    def close(self, recent: PagedView) -> None:
+        pool, storage = self._pool, _of_blocks(self._pool)
+        pages = storage.group // BLOCK_TOKENS
+        for sequence, entry in enumerate(self._plan.entries):
+            start = entry.slot(self._group)
+            for block in range(start // storage.group, (start + len(entry.tokens)) // storage.group):
+                places = range(block * pages, (block + 1) * pages)
+                for head in range(pool.kv_heads):
+                    keys, values = recent._pages(sequence, places, head)
+                    packed = (
+                        storage.pack_keys(keys, is_first=not block),
+                        storage.pack_values(values, is_first=not block),
+                    )
+                    for place, key_page, value_page in zip(places, *packed, strict=True):
+                        page = int(entry.blocks[self._group][place])
+                        pool.keys(page, self._layer, head)[:] = key_page
+                        pool.values(page, self._layer, head)[:] = value_page
+
+    def _pages(self, sequence: int, places: range, head: int) -> tuple[Floats, Floats]:
+        """K and V [tokens, head_dim] of neighbouring pages."""
+        table, pool, dim = self._plan.entries[sequence].blocks[self._group], self._pool, self._pool.head_dim
+        pages = [int(table[place]) for place in places]
+        return (
+            np.concatenate([pool.storage.unpack_keys(pool.keys(page, self._layer, head), dim) for page in pages]),
+            np.concatenate([pool.storage.unpack_values(pool.values(page, self._layer, head), dim) for page in pages]),
+        )
+
+    def _read_closed(self, sequence: int) -> tuple[Any, Any]:
+        """Of a BlockStorage: what its whole blocks mean, 0 behind them."""
+        import torch  # noqa: PLC0415  heavy and optional
+
+        entry, pool = self._plan.entries[sequence], self._pool
+        storage, dim = _of_blocks(pool), pool.head_dim
+        group = storage.group
+        context = self.base(sequence) + len(entry.tokens)
+        keys = np.zeros((context, pool.kv_heads, dim), np.float32)
+        values = np.zeros_like(keys)
+        for begin in range(0, context // group * group, group):
+            first = begin // BLOCK_TOKENS
+            pages = entry.blocks[self._group][first : first + group // BLOCK_TOKENS].tolist()
+            for head in range(pool.kv_heads):
+                stored = [np.stack([of(page, self._layer, head) for page in pages]) for of in (pool.keys, pool.values)]
+                keys[begin : begin + group, head] = storage.unpack_keys(stored[0], dim)
+                values[begin : begin + group, head] = storage.unpack_values(stored[1], dim)
+        return torch.from_numpy(keys).to(self._device), torch.from_numpy(values).to(self._device)
+
     def read(self, sequence: int) -> tuple[Any, Any]:
         import torch  # noqa: PLC0415  heavy and optional
 
         entry, pool = self._plan.entries[sequence], self._pool
+        if isinstance(pool.storage, HackStorage):
+            return self._read_closed(sequence)
         context = self.base(sequence) + len(entry.tokens)
         blocks = [int(b) for b in entry.blocks[self._group][: (context + BLOCK_TOKENS - 1) // BLOCK_TOKENS]]
         heads, dim = pool.kv_heads, pool.head_dim
@@ -168,6 +217,12 @@ class PagedView:
             if block < 0:
                 continue
             self._pool.mass[block, self._layer, :, : page.shape[1]] += page
+
+
+def _of_blocks(pool: KvPool) -> HackStorage:
+    if not isinstance(pool.storage, HackStorage):
+        raise InvariantError(f"{pool.storage.name} keeps tokens by themselves")
+    return pool.storage
 
 
 def _ancestors(entry: Entry) -> npt.NDArray[np.bool_] | None:

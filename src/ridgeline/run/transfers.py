@@ -16,8 +16,10 @@ import numpy.typing as npt
 from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.recurrent_pool import RecurrentPool
+from ridgeline.memory.spans import grain_of, holds_block, most_blocks
 from ridgeline.memory.storage.storage import BLOCK_TOKENS
 from ridgeline.memory.tier_store import TierStore
+from ridgeline.ops.kv import Reach
 from ridgeline.state.plan import StepPlan
 from ridgeline.state.transfer import (
     CopyBlock,
@@ -35,10 +37,13 @@ MEASURING, MEASURED_BLOCKS = -1, 6  # keys that Tiers never gives; blocks of whi
 
 
 class Mover:
-    """pools: one a group. store: where blocks are saved. bytes_moved: read and written once each, since the start."""
+    """pools, reaches: one a group. store: where blocks are saved. bytes_moved: since the start, read and written."""
 
-    def __init__(self, pools: tuple[KvPool, ...], states: RecurrentPool | None = None) -> None:
+    def __init__(
+        self, pools: tuple[KvPool, ...], states: RecurrentPool | None = None, reaches: tuple[Reach, ...] = ()
+    ) -> None:
         self.pools, self.states, self.store = pools, states, TierStore()
+        self.reaches = reaches or (Reach(),) * len(pools)
         self.bytes_moved = 0
         self._line_ns = np.zeros(0, np.int64)
         self._marks: tuple[Places, ...] = ()
@@ -93,6 +98,16 @@ class Mover:
 
     def watch(self, on_begin: Callable[[StepPlan], None]) -> None:
         self._on_begin = on_begin
+
+    @property
+    def grain(self) -> int:
+        return grain_of(self.reaches)
+
+    def holds(self, group: int, index: int, tokens: int) -> bool:
+        return holds_block(self.reaches[group], index, tokens)
+
+    def most(self, group: int, tokens: int) -> int:
+        return most_blocks(self.reaches[group], tokens, 1)
 
     def block(self, group: int, block: int) -> npt.NDArray[np.uint8]:
         return self.pools[group].block(block)

@@ -74,6 +74,19 @@ class KeptState(Protocol):
         """Two engines understand each other's blocks when these are equal."""
         ...
 
+    @property
+    def grain(self) -> int:
+        """Blocks of a beginning are final once a multiple of so many tokens is computed."""
+        ...
+
+    def holds(self, group: int, index: int, tokens: int) -> bool:
+        """Whether there is anything in block number `index` of a group for a sequence of `tokens` computed tokens."""
+        ...
+
+    def most(self, group: int, tokens: int) -> int:
+        """Blocks of a group that a sequence of at most `tokens` computed tokens may hold."""
+        ...
+
     def block(self, group: int, block: int) -> npt.NDArray[np.uint8]:
         """[block_bytes[group]], a view."""
         ...

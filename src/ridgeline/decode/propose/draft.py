@@ -15,6 +15,7 @@ from .proposer import Proposer
 class DraftProposer:
     name = "draft"
     program = "draft"
+    width = 1
 
     def __init__(self, model: str) -> None:
         self.model = model

@@ -15,9 +15,11 @@ from ridgeline.state.sequence import Sequence, Tree
 
 
 class Proposer(Protocol):
-    """program: the program that guesses ("" when none does). model: whose weights that program has."""
+    """program: the program that guesses ("" when none does). model: whose weights that program has. width: branches of
+    its trees at most; 1: chains."""
 
     name: str
+    width: int
     program: str
     model: str
 

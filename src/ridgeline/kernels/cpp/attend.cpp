@@ -67,7 +67,7 @@ void list_ahead(const Attend& job, Item& tile, Course& course) {
   const int room = static_cast<int>(FETCH_BYTES / (2 * job.step.pools[job.in.group].page_bytes));
   const int end = course.key + (room < LIST_PAGES ? room : LIST_PAGES) * RL_BLOCK_TOKENS;
   int& key = course.listed = course.listed > course.key ? course.listed : course.key;
-  for (tile.list_at = tile.list_end = 0; key <= course.high && key < end; key += RL_BLOCK_TOKENS)
+  for (tile.list_at = tile.list_end = 0; key <= course.high && key < end && !job.recent; key += RL_BLOCK_TOKENS)
     if (key + RL_BLOCK_TOKENS > course.low || key < job.sinks)
       tile.list[tile.list_end++] = page_of(job.step, job.in, course.work.sequence, key / RL_BLOCK_TOKENS,
                                            course.work.kv_head);
@@ -161,12 +161,21 @@ void add_mass(const Attend& job, const Worker& worker, Item& item) {
 }  // namespace
 
 void attend(Worker& worker, const Step& step, const RlInstr& in) {
-  append(worker, step, in);
+  RlInstr near = in;
+  const bool closes = is_closed(step.pools[in.group].storage);
+  if (closes) near.group = in.recent;
+  append(worker, step, near);
   barrier(worker);
+  if (closes) {
+    close_blocks(worker, step, in, near);
+    barrier(worker);
+  }
   const RlBatch& batch = *step.batch;
+  const Attend recent{step, near, in.heads / in.kv_heads, 0, slots_of(step, near), 0, nullptr, nullptr, false,
+                      BODIES<Bf16Pages>, nullptr};
   Attend job{step, in, in.heads / in.kv_heads, in.window > 0 ? in.sinks : 0, slots_of(step, in), 0,
              reinterpret_cast<float*>(step.scratch), nullptr, in.out_quant >= 0 && in.head_dim % RL_GROUP == 0,
-             bodies_of(step.pools[in.group].storage, step.pools[in.group].mass != nullptr)};
+             bodies_of(step.pools[in.group].storage, step.pools[in.group].mass != nullptr), closes ? &recent : nullptr};
   int64_t room = step.scratch_bytes;
   if (step.pools[in.group].mass) {
     room -= mass_scratch_bytes(batch.tokens, in.heads);

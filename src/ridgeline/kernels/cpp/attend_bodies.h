@@ -1,6 +1,6 @@
 // Which bodies run the stages of attention (attend_rows.h) over a storage's pages, by number of rows.
 #pragma once
-#include "attend_rows.h"
+#include "attend_closed.h"
 #if RL_LEVEL == 2
 #include "attend_integers.h"
 #endif
@@ -60,10 +60,21 @@ constexpr Stages WHOLE_STAGES = {WholeGroups<S>::score, WholeGroups<S>::soften, 
 constexpr Bodies WHOLE_BODIES = {WHOLE_STAGES<WholePages>, WHOLE_STAGES<WideWholePages>, nullptr, widen_whole, round_query};
 #endif
 
+struct ClosedGroups {
+  static constexpr int LAST = GROUP_ROWS, FIFTH = GROUP_ROWS > 4 ? 5 : GROUP_ROWS;
+  static constexpr Group score[6] = {score_closed<1>, score_closed<2>,     score_closed<3>,
+                                     score_closed<4>, score_closed<FIFTH>, score_closed<LAST>};
+  static constexpr Group weigh[6] = {weigh_closed<1>, weigh_closed<2>,     weigh_closed<3>,
+                                     weigh_closed<4>, weigh_closed<FIFTH>, weigh_closed<LAST>};
+};
+constexpr Bodies CLOSED_BODIES = {{ClosedGroups::score, Groups<Bf16Pages>::soften, ClosedGroups::weigh}, {}, nullptr, nullptr,
+                                  nullptr};
+
 RL_INLINE const Bodies& bodies_of(int storage, [[maybe_unused]] bool has_mass) {
 #if RL_LEVEL == 2
   if (storage == RL_KV_INT8 && !has_mass) return WHOLE_BODIES;
 #endif
+  if (is_closed(storage)) return CLOSED_BODIES;
   switch (storage) {
     case RL_KV_F32: return BODIES<F32Pages>;
     case RL_KV_BF16: return BODIES<Bf16Pages>;

@@ -17,6 +17,7 @@ struct Attend {
   float* stats;      // [token][head][maximum, sum] when the pool keeps mass
   bool quant_early;  // groups of 32 columns lie inside heads
   const Bodies& bodies;
+  const Attend* recent;  // the same over the bf16 pages of what is not closed yet; null: nothing is ever closed
 };
 
 struct Work {  // rows [row, row + count) of (sequence, kv head)
@@ -91,6 +92,7 @@ void load_rows(const Attend& job, Item& item, const Work& work) {
   const int dim = in.head_dim;
   const int64_t width = static_cast<int64_t>(in.heads + 2 * in.kv_heads) * dim;
   item.rows = work.count;
+  item.block = is_closed(job.step.pools[in.group].storage) ? block_of_storage(job.step.pools[in.group].storage) : 0;
   item.sinks = job.sinks;
   for (int r = 0; r < work.count; r++) {
     const int token = work.token(job, r);
@@ -212,6 +214,34 @@ Course begin(const Attend& job, Item& item, const Work& work) {
   return course;
 }
 
+// 64 keys of a storage that closes blocks: a row sees sinks and its own block in bf16, what lies between as codes. All three
+// end at places that only its own place decides.
+void run_closed_step(const Attend& job, Item& item, const Work& work, int key) {
+  const RlPool& pool = job.step.pools[job.in.group];
+  const int block = item.block, sinks = sinks_of_storage(pool.storage);
+  for (int part = 0; part < 3; part++) {
+    int begin = work.count, end = 0, low = 0x7fffffff, high = -1;
+    for (int r = 0; r < work.count; r++) {
+      const int place = place_of(job, work.token(job, r)), closed = place / block * block;
+      item.low[r] = part == 0 ? 0 : part == 1 ? sinks : closed;
+      item.high[r] = part == 0 ? (sinks < closed ? sinks : closed) - 1 : part == 1 ? closed - 1 : place;
+      if (item.high[r] < key || item.low[r] >= key + STEP_KEYS) continue;
+      begin = begin < r ? begin : r;
+      end = r + 1;
+      low = item.low[r] < low ? item.low[r] : low;
+      high = item.high[r] > high ? item.high[r] : high;
+    }
+    if (begin >= end) continue;
+    const Attend& from = part == 1 ? job : *job.recent;
+    Pages pages;
+    find_pages(from, work, key, part == 1 ? 0 : low, high, pages);  // all of a closed block, or none
+    item.next = pages;
+    if (part == 1 && key + STEP_KEYS <= high) find_pages(job, work, key + STEP_KEYS, 0, high, item.next);
+    for (int j = 0; j < STEP_PAGES && part == 1; j++) fetch(item.next.k[j], 2 * pool.page_bytes);
+    step_rows(from, from.bodies.step, item, pages, key, begin, end);
+  }
+}
+
 // Keys of the split from key `from` on, low .. high of them and the sinks.
 void run_split(const Attend& job, Item& item, const Course& course, int from) {
   const Work& work = course.work;
@@ -225,6 +255,10 @@ void run_split(const Attend& job, Item& item, const Course& course, int from) {
   Pages pages, wide;
   for (int key = from; key < from + RL_SPLIT_TOKENS && key <= high; key += STEP_KEYS) {
     if (key + STEP_KEYS <= low && key >= job.sinks) continue;
+    if (job.recent) {
+      run_closed_step(job, item, work, key);
+      continue;
+    }
     if (!course.has_branches || key + STEP_KEYS <= base) {
       const bool is_last = key + STEP_KEYS > high;
       find_pages(job, work, key, low, high, pages);

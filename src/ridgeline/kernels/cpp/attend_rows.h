@@ -41,7 +41,7 @@ struct alignas(64) Item {
   float shrink[ITEM_ROWS], take[ITEM_ROWS];  // attend_integers.h
   alignas(64) float scores[ITEM_ROWS][STEP_KEYS], sink_scores[GROUP_ROWS][STEP_KEYS];
   int low[ITEM_ROWS], high[ITEM_ROWS];  // keys a row sees, beside the sinks
-  int rows, stride, sinks;
+  int rows, stride, sinks, block;  // block: tokens of a closed one (attend_closed.h)
   Pages next;                             // of the 64 keys after these; where there are none: these
   const uint8_t *ahead, *ahead_end;       // bytes that are read later; full groups fetch them as they go
   int ahead_step;                         // 0: nothing is read later

@@ -47,6 +47,11 @@ RL_INLINE float* state_of(const Step& step, const RlInstr& in, int64_t sequence)
                                   in.layer * batch.state_layer_stride);
 }
 
+// Of RL_KV_CLOSED: tokens of a block, and the first ones that stay in bf16.
+constexpr bool is_closed(int storage) { return (storage & 255) == RL_KV_CLOSED; }
+constexpr int block_of_storage(int storage) { return (storage >> 8 & 255) * RL_BLOCK_TOKENS; }
+constexpr int sinks_of_storage(int storage) { return storage >> 16 & 255; }
+
 constexpr int kind_of(int format) { return format & 255; }
 constexpr int option_of(int format) { return format >> 8 & 15; }
 constexpr bool is_affine(int kind) { return kind >= RL_INT8 && kind <= RL_INT4_ZERO; }

@@ -31,7 +31,8 @@ enum RlFormat {
   RL_F16 = 14,
   RL_FORMAT_END
 };
-enum RlStorage { RL_KV_F32 = 0, RL_KV_BF16 = 1, RL_KV_INT8 = 2, RL_KV_INT4 = 3 };
+// RL_KV_CLOSED: above its low byte, bits 8-15: tokens of a block / 16, bits 16-23: the first tokens that stay in bf16.
+enum RlStorage { RL_KV_F32 = 0, RL_KV_BF16 = 1, RL_KV_INT8 = 2, RL_KV_INT4 = 3, RL_KV_CLOSED = 4 };
 enum RlOp {
   RL_EMBED = 1,       // out[t] = weight[0] row token_ids[t] * scale
   RL_NORM = 2,        // out = in * rsqrt(mean(in^2) + eps) * gain; gain = weight[0] (f32 vector, unpacked)
@@ -88,8 +89,8 @@ typedef struct {
   RlWeight weight[3];
   int32_t states, taps;         // recurrent layers: state size of a head; inputs of a convolution
   float outlier;                // quantised copies: a group keeps 15 bits when its peak exceeds this times the row's (in
-  int32_t reserved;             // RL_ATTEND: the head's) mean magnitude, else 8; 0: always, infinity: never
-} RlInstr;
+  int32_t recent;               // RL_ATTEND: the head's) mean magnitude, else 8; 0: always, infinity: never
+} RlInstr;  // recent: group of the bf16 pages where tokens of RL_KV_CLOSED lie until their block is closed
 
 // The paged KV pool. Page address: base + block*block_stride + layer*layer_stride + kv_head*head_stride
 // holds the K page, then (page_bytes later) the V page.
@@ -97,6 +98,7 @@ typedef struct {
 //   RL_KV_F32: f32 [head_dim]    RL_KV_INT8: int8 [head_dim], f32 scale: x = q * scale
 //   RL_KV_BF16: bf16 [head_dim]  RL_KV_INT4: 4 bits [head_dim] (low half of a byte first), bf16 scale, bf16 low: x = q * scale + low
 // V page: [16 tokens] rows. K page: the same rows turned round in units of 4 bytes, [row bytes / 4][16 tokens][4].
+// RL_KV_CLOSED holds whole blocks of tokens (attend_closed.h). Positions only, no trees, no mass.
 typedef struct {
   uint8_t* base;
   int64_t block_stride, layer_stride, head_stride, page_bytes;

@@ -168,15 +168,46 @@ Fault check_pages(const RlBatch& batch, const RlPool& pool, const RlInstr& in) {
   return Fault(0);
 }
 
+// Of a pool that closes blocks: those that are closed with this step there; in the pool of recent tokens, the sinks' and
+// those since the last closed block before it.
+Fault check_closed(const RlBatch& batch, const RlPool* pools, const RlInstr& in) {
+  const RlPool &pool = pools[in.group], &recent = pools[in.recent];
+  RlInstr near = in;
+  near.group = in.recent;
+  near.window = 1;  // its own loop ends at the token's own block; the rest is asked for here
+  near.sinks = sinks_of_storage(pool.storage);
+  if (batch.slots || batch.tree || in.window) return BAD_BATCH;
+  if (Fault fault = check_pages(batch, recent, near)) return fault;
+  const int block = block_of_storage(pool.storage);
+  for (int s = 0; s < batch.sequences; s++) {
+    const int begin = batch.first_token[s], end = batch.first_token[s + 1];
+    if (begin == end) continue;
+    const int64_t row = (static_cast<int64_t>(in.group) * batch.sequences + s) * batch.table_stride;
+    const int64_t near_row = (static_cast<int64_t>(in.recent) * batch.sequences + s) * batch.table_stride;
+    const int64_t closed = (batch.positions[end - 1] + 1) / block * (block / RL_BLOCK_TOKENS);
+    for (int64_t page = 0; page < closed; page++)
+      if (batch.block_table[row + page] < 0 || batch.block_table[row + page] >= pool.blocks) return BAD_BATCH;
+    for (int64_t page = batch.positions[begin] / block * (block / RL_BLOCK_TOKENS);
+         page <= batch.positions[begin] / RL_BLOCK_TOKENS; page++)
+      if (batch.block_table[near_row + page] < 0 || batch.block_table[near_row + page] >= recent.blocks) return BAD_BATCH;
+  }
+  return Fault(0);
+}
+
 // The group's pool holds pages of this instruction's shape, and its layer.
 Fault check_pool(const RlInstr& in, const RlPool& pool) {
   if (!pool.base || pool.blocks < 1) return BAD_POOL;
+  const int block = is_closed(pool.storage) ? block_of_storage(pool.storage) : 0;
+  if (is_closed(pool.storage) && ((block != 16 && block != 32 && block != 64) || in.head_dim % block || pool.mass ||
+                                  sinks_of_storage(pool.storage) >= block))
+    return BAD_POOL;
   int64_t row = 0;  // bytes of a kept vector (pages.h)
-  switch (pool.storage) {
+  switch (pool.storage & 255) {
     case RL_KV_F32: row = in.head_dim * 4; break;
     case RL_KV_BF16: row = in.head_dim * 2; break;
     case RL_KV_INT8: row = in.head_dim + 4; break;
     case RL_KV_INT4: row = in.head_dim / 2 + 4; break;
+    case RL_KV_CLOSED: row = in.head_dim / 4 + 5 * in.head_dim / block; break;
     default: return BAD_POOL;
   }
   if (pool.page_bytes < row * RL_BLOCK_TOKENS || pool.head_stride < pool.page_bytes + row * RL_BLOCK_TOKENS)
@@ -256,6 +287,11 @@ Fault check(const RlInstr& in, const RlBatch& batch, const RlPool* pools, int po
         return BAD_HEADS;
       if (!pools || in.group < 0 || in.group >= pool_count) return BAD_POOL;
       if (Fault fault = check_pool(in, pools[in.group])) return fault;
+      if (is_closed(pools[in.group].storage)) {
+        if (in.recent < 0 || in.recent >= pool_count || pools[in.recent].storage != RL_KV_BF16) return BAD_POOL;
+        if (Fault fault = check_pool(in, pools[in.recent])) return fault;
+        return pages_checked ? Fault(0) : check_closed(batch, pools, in);
+      }
       if (pools[in.group].mass && mass_scratch_bytes(batch.tokens, in.heads) > scratch_bytes) return BAD_SCRATCH;
       return pages_checked ? Fault(0) : check_pages(batch, pools[in.group], in);
     case RL_ACTIVATION:

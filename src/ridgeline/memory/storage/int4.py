@@ -49,8 +49,8 @@ class Int4Storage:
 
 def _rows(x: Floats) -> Bytes:
     """[tokens, head_dim] -> [tokens, head_dim / 2 + 4] bytes."""
-    low = _toward(x.min(-1, keepdims=True), up=False)
-    scale = _toward((x.max(-1, keepdims=True) - widen(low)) / LEVELS, up=True)
+    low = toward(x.min(-1, keepdims=True), up=False)
+    scale = toward((x.max(-1, keepdims=True) - widen(low)) / LEVELS, up=True)
     step = widen(scale)
     inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > LEAST)
     quants = np.rint(np.clip((x - widen(low)) * inverse, 0, LEVELS)).astype(np.uint8)
@@ -65,7 +65,7 @@ def _floats(rows: Bytes, head_dim: int) -> Floats:
     return quants.astype(np.float32) * pair[:, :1] + pair[:, 1:]
 
 
-def _toward(x: Floats, *, up: bool) -> npt.NDArray[np.uint16]:
+def toward(x: Floats, *, up: bool) -> npt.NDArray[np.uint16]:
     """bfloat16 bits not below (up) or not above x."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     away = (bits >> np.uint32(31) == 0) == up

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Protocol, get_type_hints
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ridgeline.kit.errors import InvariantError
+from ridgeline.kit.errors import InvariantError, UserError
 from ridgeline.kit.registry import Registry
 from ridgeline.ops.protocols import Floats
 
@@ -81,3 +84,27 @@ STORAGES: Registry[Storage] = Registry(
         "int4": ".int4:STORAGE",
     },
 )
+
+# Storages that keep whole blocks of tokens and have options: made from an options dataclass, named in make's signature.
+BLOCK_STORAGES: Registry[Callable[[Any], Any]] = Registry("KV storage", __package__, {"hack": ".hack:make"})
+
+
+def make_storage(text: str) -> Any:
+    """A Storage (or a ops.protocols.BlockStorage with pages) from its name, or NAME:option=value,option=value."""
+    name, _, written = text.partition(":")
+    if name not in BLOCK_STORAGES:
+        if written or name not in STORAGES:
+            known = ", ".join((*STORAGES, *BLOCK_STORAGES))
+            raise UserError(f"kv is {text!r}; known: {known}.")
+        return STORAGES.get(name)
+    make = BLOCK_STORAGES.get(name)
+    options = get_type_hints(make)["options"]
+    given = dict(pair.partition("=")[::2] for pair in written.split(",") if pair)
+    names = [field.name for field in fields(options)]
+    for key in given:
+        if key not in names:
+            raise UserError(f"KV storage {name} has no option {key!r}; its options are {', '.join(names)}.")
+    try:
+        return make(msgspec.convert(given, options, strict=False))
+    except msgspec.ValidationError as error:
+        raise UserError(f"KV storage {name}: {error}. Write {name}:option=value,option=value.") from error
