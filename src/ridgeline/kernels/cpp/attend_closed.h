@@ -1,6 +1,6 @@
 // Attention over closed blocks (HACK, E7): K and V as codes of two bits, multiplied as whole numbers and put right afterwards.
 // Nothing stored is ever widened: codes go from pages into registers and there into dot products.
-// A block is `block` tokens (16, 32 or 64) at absolute places, its partitions `block` dimensions. It is written once its last
+// A block is `block` tokens (32 or 64) at absolute places, its partitions `block` dimensions. It is written once its last
 // token is there, from the bf16 pages where tokens lie until then (pool `recent`). A K page of 16 tokens:
 //   words [dim / 16][16 tokens]: dimension 16 u + 4 i + j in bits 8 j + 2 i; bf16 (scale, low) of the page's share of the
 //   channels [dim * 16 / block], over the block's tokens; sums of codes, bytes [partition][16 tokens].

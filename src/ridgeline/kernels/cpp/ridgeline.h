@@ -90,7 +90,8 @@ typedef struct {
   int32_t states, taps;         // recurrent layers: state size of a head; inputs of a convolution
   float outlier;                // quantised copies: a group keeps 15 bits when its peak exceeds this times the row's (in
   int32_t recent;               // RL_ATTEND: the head's) mean magnitude, else 8; 0: always, infinity: never
-} RlInstr;  // recent: group of the bf16 pages where tokens of RL_KV_CLOSED lie until their block is closed
+                                // recent: group of the bf16 pages of what RL_KV_CLOSED has not closed yet
+} RlInstr;
 
 // The paged KV pool. Page address: base + block*block_stride + layer*layer_stride + kv_head*head_stride
 // holds the K page, then (page_bytes later) the V page.

@@ -198,7 +198,7 @@ Fault check_closed(const RlBatch& batch, const RlPool* pools, const RlInstr& in)
 Fault check_pool(const RlInstr& in, const RlPool& pool) {
   if (!pool.base || pool.blocks < 1) return BAD_POOL;
   const int block = is_closed(pool.storage) ? block_of_storage(pool.storage) : 0;
-  if (is_closed(pool.storage) && ((block != 16 && block != 32 && block != 64) || in.head_dim % block || pool.mass ||
+  if (is_closed(pool.storage) && ((block != 32 && block != 64) || in.head_dim % block || pool.mass ||
                                   sinks_of_storage(pool.storage) >= block))
     return BAD_POOL;
   int64_t row = 0;  // bytes of a kept vector (pages.h)
