@@ -1,5 +1,5 @@
-"""What storages and retentions cost in quality, beside the bytes they keep (F15, C9, C10): perplexity and KL divergence
-from bf16 with everything kept, on windows of 2k to 8k tokens of a named text (pydoc: Python's language reference).
+"""What storages and retentions cost in quality, beside the bytes they keep (F15, C9, C10, E7): perplexity and KL
+divergence from bf16 with everything kept, on windows of 2k to 8k tokens of a named text (pydoc: Python's language reference).
 
 Bytes are the allocator's at the end of a window, checked against the closed form of kept tokens in whole blocks.
 python bench/kv_quality.py smollm2-135m --lengths 2048 8192 --tokens 4000 8000     last line: one JSON document
@@ -23,9 +23,9 @@ from ridgeline.models.load import describe
 from ridgeline.perf.quality import Scorer, measure_quality, named_text, windows_of
 from ridgeline.run.machine import fingerprint
 
-STORAGES = ("bf16", "int8", "int4")
+STORAGES = ("bf16", "int8", "int4", "hack", "hack:group=32")
 RETENTIONS = ("all", "sinks:4+window:508", "window:512", "sinks:4+h2o:252+window:256")
-ROW = "{:>6} {:<5} {:<28} {:>10} {:>8} {:>10} {:>9} {:>9} {:>7} {:>7}"
+ROW = "{:>6} {:<24} {:<28} {:>10} {:>8} {:>10} {:>9} {:>9} {:>7} {:>7}"
 
 
 def kept_bytes(scorer: Scorer, length: int) -> int:
@@ -63,8 +63,8 @@ def measure(asked: argparse.Namespace, length: int, tokens: int) -> list[dict[st
     with closing(Scorer(EngineConfig(model, kv="bf16", threads=threads), length)) as whole:
         parent, parent_bytes = Remembered(whole), 0
         for keep, kv in itertools.product(asked.keep, asked.kv):
-            if (kv, keep) == ("bf16", "all"):
-                continue  # that is the parent
+            if (kv, keep) == ("bf16", "all") or (kv.startswith("hack") and keep != "all"):
+                continue  # that is the parent; hack keeps everything
             began = time.perf_counter()
             with closing(Scorer(EngineConfig(model, kv=kv, keep=keep, threads=threads), length)) as scorer:
                 quality = measure_quality(scorer, parent, windows, lambda token: len(tokenizer.piece(token)), text)

@@ -38,7 +38,8 @@ Threads = Annotated[int | None, typer.Option(help="Threads; default: the cores t
 Kv = Annotated[
     str,
     typer.Option(
-        help="How keys and values are kept: auto (bf16; f32 beside f32 weights), f32, bf16, int8, int4.",
+        help="How keys and values are kept: auto (bf16; f32 beside f32 weights), f32, bf16, int8, int4, or "
+        "blocks of two bits a number as hack:group=64,sinks=4.",
         metavar="FORMAT",
     ),
 ]
