@@ -17,9 +17,10 @@ import numpy as np
 
 from ridgeline.kernels import native
 from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES, make_storage
+from ridgeline.ops.protocols import BlockStorage
 
-LAYERS = 8
+LAYERS, NAN = 8, float("nan")
 PARENTS = (-1, *((place - 1) // 2 for place in range(1, 16)))  # two children a token
 
 
@@ -36,16 +37,24 @@ class Layers:
 
     def __init__(self, shape: tuple[int, int, int], storage: str, context: int, count: int, *, has_mass: bool = False):
         heads, kv_heads, dim = shape
-        kept = STORAGES.get(storage)
+        kept = make_storage(storage)
+        self.closes = isinstance(kept, BlockStorage)
         blocks = -(-(context + count) // BLOCK_TOKENS)
-        pool = KvPool(kept, layers=LAYERS, kv_heads=kv_heads, head_dim=dim, blocks=blocks, has_mass=has_mass)
+        kinds = (kept, kept.recent) if self.closes else (kept,)
+        pools = [
+            KvPool(kind, layers=LAYERS, kv_heads=kv_heads, head_dim=dim, blocks=blocks, has_mass=has_mass)
+            for kind in kinds
+        ]
         rng = np.random.default_rng(0)
-        token = rng.standard_normal((BLOCK_TOKENS, dim)).astype(np.float32)
-        page = np.concatenate([kept.pack_keys(token), kept.pack_values(token)])
-        pool.data.reshape(-1, len(page))[:] = page
-        self.kv_bytes = pool.data.nbytes // LAYERS
+        for kind, pool in zip(kinds, pools, strict=True):
+            tokens = kept.group if kind is kept and self.closes else BLOCK_TOKENS
+            token = rng.standard_normal((tokens, dim)).astype(np.float32)
+            pages = [pack(token).reshape(tokens // BLOCK_TOKENS, -1) for pack in (kind.pack_keys, kind.pack_values)]
+            block = np.tile(np.concatenate(pages, 1)[:, None], (1, LAYERS * kv_heads, 1)).reshape(len(pages[0]), -1)
+            pool.data[:] = np.resize(block, pool.data.shape)
+        self.kv_bytes = pools[0].data.nbytes // LAYERS
         width, self.context, self.count = (heads + 2 * kv_heads) * dim, context, count
-        self.pools = native.Pools((pool,))
+        self.pools = native.Pools(pools)
         self.arena = native.aligned(count * (width + heads * dim) * 4 + 64)
         out = -(-count * width * 4 // 64) * 64
         self.arena[: count * width * 4] = rng.standard_normal(count * width).astype(np.float32).view(np.uint8)
@@ -53,7 +62,7 @@ class Layers:
         tape = [
             native.RlInstr(
                 op=native.RL_ATTEND, width_in=width, width_out=heads * dim, heads=heads, kv_heads=kv_heads,
-                head_dim=dim, scale=dim**-0.5, layer=layer, parts=1, **fields,
+                head_dim=dim, scale=dim**-0.5, layer=layer, parts=1, recent=1, **fields,
             )
             for layer in range(LAYERS)
         ]  # fmt: skip
@@ -61,10 +70,11 @@ class Layers:
         self.scratch = native.aligned(1 << 22)
         self.arrays = {
             "positions": np.arange(context, context + count, dtype=np.int32),
-            "slots": np.arange(context, context + count, dtype=np.int32),
             "sequence_of": np.zeros(count, np.int32), "first_token": np.array([0, count], np.int32),
-            "block_table": np.arange(blocks, dtype=np.int32),
+            "block_table": np.tile(np.arange(blocks, dtype=np.int32), 2),
         }  # fmt: skip
+        if not self.closes:
+            self.arrays["slots"] = self.arrays["positions"]
         self.batch = native.RlBatch(tokens=count, sequences=1, table_stride=blocks)
 
     def branch(self) -> Layers:
@@ -96,21 +106,23 @@ def main() -> int:
     print(f"{options.isa}, heads {options.heads}; microseconds a layer")
     titles = ("1 @ 1024", "1 @ 4096", "256 @ 1024", "512 @ 3584", "chain 16", "tree 16", "1 @ 1024, mass")
     widths = (10, 10, 12, 12, 10, 10, 16)
-    print(f"{'KV':6}{'bytes/token':>12}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)))
+    print(f"{'KV':14}{'bytes/token':>12}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)))
     with native.Team(1) as team:
-        for storage in (name for name in STORAGES.names() if STORAGES.get(name).native >= 0):
+        known = [name for name in STORAGES.names() if STORAGES.get(name).native >= 0]
+        for storage in (*known, "hack", "hack:group=32"):
+            closes = storage not in known  # keeps chains without mass only
             cells = [
                 Layers(shape, storage, 1024, 1).microseconds(team, 400),
                 Layers(shape, storage, 4096, 1).microseconds(team, 200),
                 Layers(shape, storage, 1024, 256).microseconds(team, 8),
                 Layers(shape, storage, 3584, 512).microseconds(team, 3),
                 Layers(shape, storage, 1024, 16).microseconds(team, 100),
-                Layers(shape, storage, 1024, 16).branch().microseconds(team, 100),
-                Layers(shape, storage, 1024, 1, has_mass=True).microseconds(team, 200),
+                NAN if closes else Layers(shape, storage, 1024, 16).branch().microseconds(team, 100),
+                NAN if closes else Layers(shape, storage, 1024, 1, has_mass=True).microseconds(team, 200),
             ]
-            stored = STORAGES.get(storage).bytes_per_token(shape[1], shape[2])
-            rows.append({"kv": storage, "bytes_per_token": stored, "us": cells})
-            print(f"{storage:6}{stored:12}" + "".join(f"{x:{w}.1f}" for x, w in zip(cells, widths, strict=True)))
+            stored = make_storage(storage).bytes_per_token(shape[1], shape[2])
+            rows.append({"kv": storage, "bytes_per_token": stored, "us": [None if x != x else x for x in cells]})
+            print(f"{storage:14}{stored:12}" + "".join(f"{x:{w}.1f}" for x, w in zip(cells, widths, strict=True)))
     print(json.dumps({"schema": "ridgeline.bench.attention/1", "isa": options.isa, "heads": shape, "rows": rows}))
     return 0
 

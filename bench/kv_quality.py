@@ -1,5 +1,6 @@
 """What storages and retentions cost in quality, beside the bytes they keep (F15, C9, C10, E7): perplexity and KL
-divergence from bf16 with everything kept, on windows of 2k to 8k tokens of a named text (pydoc: Python's language reference).
+divergence from bf16 with everything kept, on windows of 2k to 8k tokens of a named text (pydoc: Python's language
+reference).
 
 Bytes are the allocator's at the end of a window, checked against the closed form of kept tokens in whole blocks.
 python bench/kv_quality.py smollm2-135m --lengths 2048 8192 --tokens 4000 8000     last line: one JSON document

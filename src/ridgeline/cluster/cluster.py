@@ -426,7 +426,7 @@ class Cluster:
                 self._links[pair] = number + 1
             greeting = Greeting(
                 f"{taker.name}/{number + 1}", gives=True, rate=self.place.rate, buffer=self.place.buffer,
-                slot_bytes=facts.kv_bytes_per_token * facts.block_tokens,
+                slot_bytes=facts.block_bytes,
             )  # fmt: skip
             with contextlib.suppress(OSError):  # one died just now; _died knows
                 if giving is not None and taking is not None:

@@ -135,7 +135,7 @@ def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: in
     groups = size_groups(
         kept, max(left, least_bytes), context=wanted, sequences=config.max_sequences, step_tokens=step_tokens
     )
-    blocks = max((group.blocks for group in groups), default=0)
+    blocks = max((group.blocks for group in groups if not group.reach.is_recent), default=0)
     bill = MemoryBill(
         model=spec.name,
         weight_bytes=weights,

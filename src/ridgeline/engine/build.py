@@ -234,6 +234,7 @@ def _facts(config: EngineConfig, described: Described, *, resident: int = 0, thr
         kv=RECURRENT.name if promised.state_slots else config.storage,
         state_slots=promised.state_slots, state_bytes=promised.state_bytes,
         kv_bytes=promised.kv_bytes, kv_bytes_per_token=promised.kv_bytes_per_token, kv_blocks=promised.kv_blocks,
+        block_bytes=max((group.block_bytes for group in promised.groups), default=0),
         block_tokens=BLOCK_TOKENS, step_tokens=config.step_tokens, max_sequences=config.max_sequences,
         spec=config.spec or "", prefix=config.prefix,
     )  # fmt: skip

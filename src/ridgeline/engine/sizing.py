@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ridgeline.memory.kv_pool import KvPool
-from ridgeline.memory.spans import blocks_for, most_blocks
+from ridgeline.memory.spans import blocks_for, kept_blocks, most_blocks
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, make_storage
 from ridgeline.ops.kv import KvGroup, Reach
 
@@ -75,6 +75,11 @@ def context_of(groups: tuple[GroupBill, ...], wanted: int) -> int:
         wanted if group.most <= group.blocks else group.blocks * BLOCK_TOKENS for group in groups
     ]  # a group that is bounded and too small has room for its blocks at least
     return min([wanted, *rooms])
+
+
+def held_bytes(groups: tuple[KvGroup, ...], tokens: int) -> int:
+    """What a sequence of so many computed tokens holds, in whole blocks: also what travels of it (E8)."""
+    return sum(block_bytes(group) * kept_blocks(group.reach, tokens) for group in groups)
 
 
 def bytes_for(groups: tuple[KvGroup, ...], context: int, step_tokens: int) -> int:

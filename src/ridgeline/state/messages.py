@@ -40,6 +40,7 @@ class EngineFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     kv_bytes: int = 0
     kv_bytes_per_token: int = 0
     kv_blocks: int = 0
+    block_bytes: int = 0  # of the largest block of any group of layers
     state_slots: int = 0  # of recurrent state, one a sequence
     state_bytes: int = 0  # of one slot
     block_tokens: int = 16
