@@ -141,7 +141,7 @@ def make_break_even(
     """For an engine with tiers; None without."""
     if not (config.host_kv_bytes or config.disk_kv_bytes):
         return None
-    bytes_per_token = sum(group.bytes_per_token for group in program.kv_groups)
+    bytes_per_token = sum(group.bytes_per_token for group in program.kv_groups if not group.reach.is_recent)
     return LoadOrCompute(StepCosts({"model": program}, machine, config.activations), bytes_per_token, bytes_per_s)
 
 
