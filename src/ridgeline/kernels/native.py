@@ -20,7 +20,7 @@ from ridgeline.kit.errors import InvariantError, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
-ABI_VERSION = 10  # RL_ABI_VERSION
+ABI_VERSION = 11  # RL_ABI_VERSION
 LIBRARY = Path(__file__).with_name("libridgeline.so")
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")  # by RlIsa number
 

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define RL_ABI_VERSION 10
+#define RL_ABI_VERSION 11
 #if defined(__GNUC__)
 #define RL_API __attribute__((visibility("default")))
 #else
