@@ -23,7 +23,7 @@ def made_up(requests: int = 300) -> Answers:
     seen = []
     for number in range(requests):
         length = int(random.integers(20, 400))
-        one = Seen(f"prompt {number}", number % 5, 9, [], length)
+        one = Seen(f"prompt {number}", number % 5, 9, [], 500, length)
         for at in range(0, length, 10):
             state = direction * np.log(length - at + 10) + random.standard_normal(WIDTH) * 0.3
             one.looks.append((at, state.astype("<f4").tobytes()))
@@ -46,23 +46,26 @@ def test_whole_requests_belong_to_one_part() -> None:
 
 
 def test_looks_after_the_end_do_not_count() -> None:
-    answers = gather([Seen("a", 0, 3, [(0, bytes(8)), (10, bytes(8)), (20, bytes(8))], 15, True)])
+    answers = gather([Seen("a", 0, 3, [(0, bytes(8)), (10, bytes(8)), (20, bytes(8))], 15, 15, True)])
     assert answers.at.tolist() == [0, 10] and answers.remaining.tolist() == [15, 5] and answers.is_cut.tolist() == [1]
+    assert answers.room.tolist() == [15, 5]
 
 
 def test_gradients_are_those_of_the_loss() -> None:
     random = np.random.default_rng(1)
     learner = Learner((6, 5, 4, 1), random, Course())
-    x, y = random.standard_normal((7, 6)).astype(np.float32), random.standard_normal(7).astype(np.float32) + 5
+    x, y = random.standard_normal((9, 6)).astype(np.float32), random.standard_normal(9).astype(np.float32) + 5
+    y[:2], is_cut = -9, np.arange(9) % 2 == 0  # of two that are surely guessed too long, one was cut short
 
     def loss() -> float:
         inputs = x.astype(np.float64)
         layers = learner.layers()
         for weight, bias in layers[:-1]:
             inputs = np.maximum(inputs @ weight + bias, 0)
-        return float(np.abs((inputs @ layers[-1][0] + layers[-1][1])[:, 0] - y).mean())
+        errors = (inputs @ layers[-1][0] + layers[-1][1])[:, 0] - y
+        return float(np.abs(np.where(is_cut, np.minimum(errors, 0), errors)).mean())
 
-    for place, gradient in enumerate(learner.gradients(x, y)):
+    for place, gradient in enumerate(learner.gradients(x, y, is_cut)):
         weight = learner._weights[place]
         at = np.unravel_index(int(np.abs(gradient).argmax()), weight.shape)
         before, losses = weight[at], []

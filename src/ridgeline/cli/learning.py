@@ -71,8 +71,7 @@ def learn(asked: Lesson, *, json: bool) -> None:
     save_predictor(network, target, about)
     screen.say(
         f"{answers.total} answers, {len(answers.at)} looks at them; {int(answers.is_cut.sum())} were cut short, and "
-        f"count with the tokens they have. Mean absolute errors in tokens, over {judged.answers} answers it did not "
-        f"learn from:"
+        f"would have had more. Mean absolute errors in tokens, over {judged.answers} answers it did not learn from:"
     )
     columns = ("tokens so far", "looks", "predictor", "the median", "by position", "from the prompt only")
     screen.table(columns, [_row(judged.all, "all"), *map(_row, judged.by_tokens)])
@@ -95,7 +94,7 @@ def answer(llm: LLM, prompts: Many[Prompt], asked: Lesson, done: Callable[[int],
 
     for index, prompt in enumerate(prompts):
         ids = llm.render([{"role": "user", "content": prompt.text}])
-        seen.append(Seen(prompt.text, prompt.kind, len(ids), []))
+        seen.append(Seen(prompt.text, prompt.kind, len(ids), [], asked.max_tokens))
         sampling = Sampling(temperature=asked.temperature, top_p=0.95, seed=index)
         stops = llm.facts.eos
         request = Request(f"answer-{index}", ids, asked.max_tokens, sampling, stops, hidden_every=asked.every)

@@ -1,7 +1,8 @@
 """Answers: what a model said to many prompts, seen every few tokens: hidden states, and how much was still to come.
 
 Whole requests belong to one part (train, validation, test), by a hash of their prompts: nothing of a tested answer is
-learned from. An answer that was cut short counts with the tokens it has: to drop it would keep only short ones.
+learned from. An answer that was cut short would have had at least the tokens it has: to drop it would keep only short
+ones, and to take its length for a wish would teach that answers end where the asker's patience does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 PARTS = ("train", "validation", "test")
 SHARES = (70, 85, 100)  # per cent, up to the end of each part
-FIELDS = ("states", "at", "request", "lengths", "prompt_tokens", "kinds", "part", "is_cut")
+FIELDS = ("states", "at", "request", "lengths", "prompt_tokens", "kinds", "part", "is_cut", "most")
 
 
 def part_of(prompt: str) -> int:
@@ -34,7 +35,7 @@ def part_of(prompt: str) -> int:
 @dataclass(frozen=True, slots=True)
 class Answers:
     """n looks at answers to r requests. states [n, width]; at [n]: output tokens there were; request [n]: whose it is;
-    lengths, prompt_tokens, kinds, part, is_cut [r]."""
+    lengths, prompt_tokens, kinds, part, is_cut, most [r]; most: tokens it was allowed."""
 
     states: Floats
     at: Ints
@@ -44,11 +45,17 @@ class Answers:
     kinds: Ints
     part: Ints
     is_cut: Ints
+    most: Ints
 
     @property
     def remaining(self) -> Floats:
         """[n] output tokens still to come."""
         return (self.lengths[self.request] - self.at).astype(np.float32)
+
+    @property
+    def room(self) -> Floats:
+        """[n] tokens that it was still allowed: no prediction need say more."""
+        return (self.most[self.request] - self.at).astype(np.float32)
 
     @property
     def total(self) -> int:
@@ -85,6 +92,7 @@ class Seen:
     kind: int
     prompt_tokens: int
     looks: list[tuple[int, bytes]]  # output tokens there were, state
+    most: int
     length: int = 0
     is_cut: bool = False
 
@@ -96,7 +104,7 @@ def gather(seen: Many[Seen]) -> Answers:
     columns = {
         "lengths": [one.length for one in seen], "prompt_tokens": [one.prompt_tokens for one in seen],
         "kinds": [one.kind for one in seen], "part": [part_of(one.prompt) for one in seen],
-        "is_cut": [int(one.is_cut) for one in seen],
+        "is_cut": [int(one.is_cut) for one in seen], "most": [one.most for one in seen],
         "request": [index for index, _, _ in looks], "at": [at for _, at, _ in looks],
     }  # fmt: skip
     return Answers(states.astype(np.float32), **{name: np.array(column, np.int64) for name, column in columns.items()})

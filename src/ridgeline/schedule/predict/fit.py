@@ -1,4 +1,5 @@
-"""fit: learns the length predictor from answers: L1 loss, Adam, stops when the validation part gets no better.
+"""fit: learns the length predictor from answers: L1 loss, Adam, stops when the validation part gets no better. To say
+more than an answer that was cut short has is no error: nobody knows where it would have ended.
 
 NumPy only, so the base install can learn. And the judge: mean absolute errors on answers nobody trained on, beside
 predictors that look at nothing, at the position only, or at the prompt only.
@@ -12,11 +13,14 @@ from itertools import pairwise
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ridgeline.kit.errors import UserError
 
 from .answers import Answers, Floats, Ints
 from .mlp import Mlp
+
+Flags = npt.NDArray[np.bool_]
 
 HIDDEN = (320, 80, 16)  # for a width of 576; the paper's 2048, 512, 64 for 3584, as shares of the width
 WIDTH = 576
@@ -74,6 +78,7 @@ def fit(answers: Answers, course: Course = Course(), progress: Callable[[int], N
     scale = float(np.median(remaining[train])) or 1.0
     x, y = (states[train] - mean) / spread, remaining[train] / np.float32(scale)
     x_validation = (states[validation] - mean) / spread
+    is_cut = answers.is_cut[answers.request].astype(bool)[train]
     random = np.random.default_rng(course.seed)
     learner = Learner((states.shape[1], *sizes_for(states.shape[1]), 1), random, course)
     best, best_error, since = learner.layers(), np.inf, 0
@@ -81,8 +86,8 @@ def fit(answers: Answers, course: Course = Course(), progress: Callable[[int], N
         order = random.permutation(len(x))
         for begin in range(0, len(x), course.batch):
             chosen = order[begin : begin + course.batch]
-            learner.step(x[chosen], y[chosen])
-        guess = Mlp(learner.layers(), scale).remaining(x_validation)
+            learner.step(x[chosen], y[chosen], is_cut[chosen])
+        guess = np.minimum(Mlp(learner.layers(), scale).remaining(x_validation), answers.room[validation])
         error, since = float(np.abs(guess - remaining[validation]).mean()), since + 1
         if error < best_error:
             best, best_error, since = learner.layers(), error, 0
@@ -116,9 +121,10 @@ class Learner:
         copies = [weight.copy() for weight in self._weights]
         return tuple(zip(copies[::2], copies[1::2], strict=True))
 
-    def step(self, x: Floats, y: Floats) -> None:
-        """One step of Adam against the mean of |guess - y|; weights, not biases, decay."""
-        gradients = self.gradients(x, y)
+    def step(self, x: Floats, y: Floats, is_cut: Flags) -> None:
+        """One step of Adam against the mean of |guess - y|, 0 for more than y where it is cut; weights decay, biases do
+        not."""
+        gradients = self.gradients(x, y, is_cut)
         self._steps += 1
         course, n = self._course, self._steps
         for weight, first, second, gradient in zip(
@@ -131,13 +137,14 @@ class Learner:
                 moved = moved + course.decay * weight
             weight -= (course.rate * moved).astype(np.float32)
 
-    def gradients(self, x: Floats, y: Floats) -> list[Floats]:
-        """Of the mean of |guess - y| by every weight and bias, in their order."""
+    def gradients(self, x: Floats, y: Floats, is_cut: Flags) -> list[Floats]:
+        """Of the loss by every weight and bias, in their order."""
         seen = [x]
         for weight, bias in zip(self._weights[:-2:2], self._weights[1:-2:2], strict=True):
             seen.append(np.maximum(seen[-1] @ weight + bias, 0))
         guess = (seen[-1] @ self._weights[-2] + self._weights[-1])[:, 0]
-        back = (np.sign(guess - y) / np.float32(len(y)))[:, None].astype(np.float32)
+        slope = np.where(is_cut & (guess > y), 0, np.sign(guess - y))
+        back = (slope / np.float32(len(y)))[:, None].astype(np.float32)
         gradients: list[Floats] = []
         for place in range(len(self._weights) - 2, -1, -2):
             inputs = seen[place // 2]
@@ -165,9 +172,10 @@ def judge(answers: Answers, network: Mlp) -> Judged:
 
 
 def predictions(answers: Answers, network: Mlp) -> dict[str, Floats]:
-    """[n] tokens still to come, by the name of who says so; what the others know comes from the train part."""
-    train, remaining, at = answers.looks("train"), answers.remaining, answers.at
-    mlp = network.remaining(answers.states)
+    """[n] tokens still to come, by the name of who says so, none more than is allowed; what the others know comes from
+    the train part."""
+    train, remaining, at, room = answers.looks("train"), answers.remaining, answers.at, answers.room
+    mlp = np.minimum(network.remaining(answers.states), room)
     bins = at // BIN
     by_bin = _medians(bins[train], remaining[train])
     begun = np.zeros(answers.total, np.float32)
@@ -175,9 +183,9 @@ def predictions(answers: Answers, network: Mlp) -> dict[str, Floats]:
     begun[answers.request[at_prompt]] = mlp[at_prompt]
     return {
         "mlp": mlp,
-        "median": np.full(len(at), np.median(remaining[train]), np.float32),
-        "position": by_bin[np.minimum(bins, len(by_bin) - 1)],
-        "prompt": np.maximum(begun[answers.request] - at, 1).astype(np.float32),
+        "median": np.minimum(np.float32(np.median(remaining[train])), room),
+        "position": np.minimum(by_bin[np.minimum(bins, len(by_bin) - 1)], room),
+        "prompt": np.clip(begun[answers.request] - at, 1, room).astype(np.float32),
     }
 
 
@@ -194,9 +202,7 @@ def _errors(answers: Answers, network: Mlp) -> dict[str, Floats]:
     return {name: np.abs(guess - answers.remaining) for name, guess in predictions(answers, network).items()}
 
 
-def _within(
-    errors: dict[str, Floats], chosen: np.ndarray, at: Ints, spans: Many[tuple[int, int | None]]
-) -> list[Errors]:
+def _within(errors: dict[str, Floats], chosen: Flags, at: Ints, spans: Many[tuple[int, int | None]]) -> list[Errors]:
     """Empty spans are left out."""
     rows = []
     for first, last in spans:
@@ -206,5 +212,5 @@ def _within(
     return rows
 
 
-def _mean(errors: dict[str, Floats], chosen: np.ndarray, first: int, last: int | None) -> Errors:
+def _mean(errors: dict[str, Floats], chosen: Flags, first: int, last: int | None) -> Errors:
     return Errors(first, last, int(chosen.sum()), **{name: float(e[chosen].mean()) for name, e in errors.items()})
