@@ -52,10 +52,8 @@ ROWS = (  # who gets a request, who moves
     ("moved by load", "round", "load"),
     ("moved by mlp", "round", "predict"),
     ("moved by oracle", "round", "oracle"),
-    ("dispatch and moved by load", "least", "load"),
-    ("dispatch and mlp", "least", "predict"),
-    ("dispatch and oracle", "least", "oracle"),
 )
+KV_BYTES = 23_040  # of a token of SmolLM2-135M in bf16
 LONGEST = 512  # tokens of an answer, as `ridgeline learn` asks
 UNSEEN_KINDS = 6  # of five: every fifth or so is kept from training
 
@@ -315,7 +313,8 @@ def ms(values: list[float], percent: float) -> float:
     return float(np.percentile(values, percent)) * 1e3
 
 
-def simulate(model: str, engines: int, count: int, seeds: int, link: str) -> Json:
+def simulate(model: str, given: argparse.Namespace, link: str) -> Json:
+    engines, count, seeds = given.engines, given.requests, given.seeds
     name, width = describe(model).spec.name, describe(model).spec.width
     answers, refiner = read_answers(lengths_file(name, "answers")), load_predictor(name, width)
     config = EngineConfig(model, threads=1, context=1024, max_sequences=48, kv_bytes=48 * 700 * 23_040)
@@ -341,7 +340,14 @@ def simulate(model: str, engines: int, count: int, seeds: int, link: str) -> Jso
                 f"{middle['gap_p99_ms']:7.1f} ms  moves {middle['moves']:5.0f}  preempted {middle['preemptions']:4.0f}",
                 flush=True,
             )
-    return {"engines": engines, "requests": count, "step": msgspec.to_builtins(step), "rows": found}
+    return {
+        "engines": engines,
+        "requests": count,
+        "link": link,
+        "kv_tokens": given.kv_tokens,
+        "step": msgspec.to_builtins(step),
+        "rows": found,
+    }
 
 
 def _rate(step: Any, output: float, engines: int, load: float) -> float:
@@ -462,6 +468,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--kv-tokens", type=int, default=48 * 700, help="that a simulated engine can keep")
     parser.add_argument("--link", default="", help="of the simulated link, as rate=100M; default: shared memory")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--wave", type=int, default=12, help="requests at a time")
@@ -470,7 +477,7 @@ def main() -> None:
         found = predictor(asked.model, asked.seeds)
     elif asked.what == "simulate":
         link = f",{asked.link}" if asked.link else ""
-        found = simulate(asked.model, asked.engines, asked.requests, asked.seeds, link)
+        found = simulate(asked.model, asked, link)
     else:
         found = real(asked.model, asked.rounds, asked.wave)
     print(json.dumps({"bench": f"ares {asked.what}", "model": asked.model, **found}))
