@@ -6,6 +6,7 @@ python bench/ares.py simulate MODEL [--engines 4] [--requests 400] [--seeds 3]
 python bench/ares.py real MODEL [--rounds 2]                         one prefill and two decode engines on this machine
 Last line of stdout: one JSON document.
 """
+# size: three studies of one subject share its requests and rows
 
 from __future__ import annotations
 
