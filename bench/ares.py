@@ -25,8 +25,9 @@ import msgspec
 import numpy as np
 
 from ridgeline.cluster.balance import Balance
-from ridgeline.cluster.build import balance_of
+from ridgeline.cluster.build import LINK_BYTES_PER_S, step_line
 from ridgeline.cluster.journey import Journey
+from ridgeline.cluster.reschedule import MoveCost, Rescheduler, Rules
 from ridgeline.cluster.router import LeastRouter, RoundRouter, Router
 from ridgeline.engine.build import rehearse
 from ridgeline.engine.config import EngineConfig
@@ -34,8 +35,10 @@ from ridgeline.engine.engine import Engine
 from ridgeline.engine.place import make_place
 from ridgeline.kit.clock import VirtualClock
 from ridgeline.llm import LLM
-from ridgeline.models.load import describe
-from ridgeline.run.machine import load_or_measure
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
+from ridgeline.run.estimate import Estimator
+from ridgeline.run.machine import Fingerprint, Machine, ReadRate
 from ridgeline.run.noise import CpuWatch
 from ridgeline.schedule.predict.answers import PARTS, Answers, read_answers
 from ridgeline.schedule.predict.fit import Course, fit, judge, predictions
@@ -55,6 +58,10 @@ ROWS = (  # who gets a request, who moves
     ("moved by oracle", "round", "oracle"),
 )
 KV_BYTES = 23_040  # of a token of SmolLM2-135M in bf16
+CORE = Machine(  # one core of a small server, in round numbers: the simulation is the same on every machine
+    Fingerprint("round", 1, (), 0, "", ""), 1, (ReadRate(1, 1 << 28, 1.3e10, 1.3e10),),
+    {"f32": 1.5e11, "int8": 6e11}, 1e-6, "",
+)  # fmt: skip
 LONGEST = 512  # tokens of an answer, as `ridgeline learn` asks
 UNSEEN_KINDS = 6  # of five: every fifth or so is kept from training
 
@@ -208,11 +215,10 @@ class SimulatedCluster:
     def __init__(
         self, config: EngineConfig, engines: int, router: Router, balance: Balance | None, refiner: Any
     ) -> None:
-        machine = load_or_measure(config.threads or 1)
         self.sites: dict[str, Site] = {}
         for number in range(engines):
             clock = VirtualClock()
-            engine = rehearse(config, machine, clock, refiner=refiner)
+            engine = rehearse(config, CORE, clock, refiner=refiner)
             self.sites[f"decode-{number}"] = Site(engine, clock)
         facts = next(iter(self.sites.values())).engine.facts
         self.capacities = dict.fromkeys(self.sites, facts.kv_blocks * facts.block_tokens)
@@ -304,6 +310,17 @@ class SimulatedCluster:
         return tokens * cost.bytes_per_token / cost.bytes_per_s
 
 
+def simulated_balance(config: EngineConfig, moves: str, link: str) -> Balance | None:
+    """As cluster.build.balance_of, on CORE."""
+    place = make_place(f"disaggregated:engines=1+2,rebalance={moves}{link}")
+    if moves == "none":
+        return None
+    program = record(describe(config.model), STORAGES.get(config.storage))
+    step = step_line(Estimator(program, CORE), program)
+    cost = MoveCost(KV_BYTES, place.rate or LINK_BYTES_PER_S, fixed_s=step.fixed_s)
+    return Balance(moves, Rescheduler(step, cost, Rules(every=place.every)))
+
+
 def tpots(times: dict[str, list[float]]) -> tuple[list[float], list[float]]:
     """(seconds per output token of every request, all gaps)."""
     each = [(one[-1] - one[0]) / (len(one) - 1) for one in times.values() if len(one) > 1]
@@ -319,7 +336,7 @@ def simulate(model: str, given: argparse.Namespace, link: str) -> Json:
     name, width = describe(model).spec.name, describe(model).spec.width
     answers, refiner = read_answers(lengths_file(name, "answers")), load_predictor(name, width)
     config = EngineConfig(model, threads=1, context=1024, max_sequences=48, kv_bytes=48 * 700 * 23_040)
-    line = balance_of(config, make_place(f"disaggregated:engines=1+2,rebalance=load{link}"))
+    line = simulated_balance(config, "load", link)
     assert line is not None
     step = line.rescheduler.step
     parts = (step.fixed_s * 1e3, step.sequence_s * 1e3, step.token_s * 1e6)
@@ -327,7 +344,7 @@ def simulate(model: str, given: argparse.Namespace, link: str) -> Json:
     found: list[Json] = []
     for kind in ("heavy", "skewed", "alike"):
         mean = float(np.mean(answers.lengths[np.unique(answers.request[answers.looks("test")])]))
-        rate = _rate(step, mean, engines, 0.65 if kind != "skewed" else 0.45)
+        rate = _rate(step, mean, engines, 0.5 if kind != "skewed" else 0.35)
         rows: dict[str, list[Json]] = {label: [] for label, _, _ in ROWS}
         for seed in range(seeds):
             asked = made(answers, refiner.network, refiner.every, count, rate, seed, kind)
@@ -361,11 +378,12 @@ def _rate(step: Any, output: float, engines: int, load: float) -> float:
 def _simulated(
     config: EngineConfig, engines: int, asked: list[Asked], route: str, moves: str, kind: str, link: str, every: int
 ) -> Json:
-    place = make_place(f"disaggregated:engines=1+{engines},rebalance={moves}{link}")
     router: Router = RoundRouter() if route == "round" else LeastRouter()
     if route == "round" and kind == "skewed":
         router = HomeRouter()
-    cluster = SimulatedCluster(config, engines, router, balance_of(config, place), RecordedRefiner(asked, every))
+    cluster = SimulatedCluster(
+        config, engines, router, simulated_balance(config, moves, link), RecordedRefiner(asked, every)
+    )
     cluster.run(asked)
     each, gaps = tpots(cluster.times)
     return {
