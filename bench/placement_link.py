@@ -18,8 +18,9 @@ import numpy as np
 
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.config import EngineConfig
+from ridgeline.engine.sizing import held_bytes
 from ridgeline.llm import LLM
-from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
 from ridgeline.run.break_even import LoadOrCompute
 from ridgeline.run.costs import StepCosts
@@ -48,11 +49,11 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
     a free link. Break-even: where that, without the step itself, equals computing the prompt on one such engine."""
     options: dict[str, Any] = {"context": 2048, "kv_bytes": 1 << 27, "kv": kv}
     config = EngineConfig(model, threads=1, **options)
-    program = record(describe(model), STORAGES.get(config.storage))
-    per_token = sum(group.bytes_per_token for group in program.kv_groups)
+    program = record(describe(model), make_storage(config.storage))
+    parcel_bytes = held_bytes(program.kv_groups, tokens)
+    per_token = parcel_bytes // tokens
     machine = load_or_measure(1)
     even = LoadOrCompute(StepCosts({"model": program}, lambda: machine), per_token, lambda tier: 1.0)
-    parcel_bytes = -(-tokens // 16) * 16 * per_token
     with EngineClient(config) as client:
         one_way(client, tokens, 1)
         alone = [one_way(client, tokens, salt) for salt in range(2, 2 + repeats)]
