@@ -175,8 +175,7 @@ def operator(asked: argparse.Namespace) -> list[dict[str, Any]]:
                             file.write(json.dumps(found) + "\n")
                 rows.append(found)
     print(
-        "KV    context chunk rows |  prompt  single  serial   batch   corun ms | "
-        "gain batch     corun predicted     bound"
+        "KV    context chunk rows |  prompt  single  serial   batch   corun ms | gains: batch, corun; predicted; bound"
     )
     for one in rows:
         ms = one["ms"]
