@@ -99,15 +99,15 @@ def work_of(kv: str, entries: list[tuple[int, int]]) -> tuple[float, float]:
 class Model:
     """Two resources: arithmetic of each kind at the rate it reaches on near pages, bytes at the read bandwidth."""
 
-    def __init__(self, team: native.Team, kv: str) -> None:
-        self.kv, self.machine = kv, load_or_measure(team.threads)
-        near = {"prompt": [(256, 256)], "single": [(256, 1)] * 4}
-        self.flops_per_s = {}
-        for kind, entries in near.items():
-            pool, prompt, ones = make(kv, 256, 256, 4, 1)
-            launch = Launch(pool, 1, prompt if kind == "prompt" else ones)
-            best = min(launch.run(team) for _ in range(200))
-            self.flops_per_s[kind] = work_of(kv, entries)[0] / best
+    def __init__(self, kv: str, threads: int) -> None:
+        """Near: one sequence that the second cache holds, on one thread; threads do not disturb each other there."""
+        self.kv, self.machine, self.flops_per_s = kv, load_or_measure(threads), dict[str, float]()
+        pool, prompt, ones = make(kv, 768, 256, 1, 1)
+        with native.Team(1) as team:
+            for kind, entries in (("prompt", prompt), ("single", ones)):
+                launch = Launch(pool, 1, entries)
+                best = min(launch.run(team) for _ in range(100))
+                self.flops_per_s[kind] = threads * work_of(kv, [entry[:2] for entry in entries])[0] / best
 
     def seconds(self, context: int, chunk: int, rows: int, layers: int) -> dict[str, float]:
         flops, read = {}, {}
@@ -120,11 +120,11 @@ class Model:
         return {**alone, "serial": sum(alone.values()), "corun": together}
 
 
-def point(team: native.Team, model: Model, context: int, chunk: int, rows: int, seconds: float) -> dict[str, Any]:
+def point(team: native.Team, kv: str, context: int, chunk: int, rows: int, seconds: float) -> dict[str, Any]:
     """One ratio, rounds of all orders until `seconds` are over."""
-    per_layer = work_of(model.kv, [(context, 1)] * rows)[1]
+    per_layer = work_of(kv, [(context, 1)] * rows)[1]
     layers = max(1, min(4, int(96e6 / per_layer)))
-    pool, prompt, ones = make(model.kv, context, chunk, rows, layers)
+    pool, prompt, ones = make(kv, context, chunk, rows, layers)
     launches = {
         "prompt": Launch(pool, layers, prompt), "single": Launch(pool, layers, ones),
         "batch": Launch(pool, layers, ones + prompt), "corun": Launch(pool, layers, ones + prompt, takes_turns=True),
@@ -139,17 +139,14 @@ def point(team: native.Team, model: Model, context: int, chunk: int, rows: int, 
     rounds = [dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)]
     middle = {name: statistics.median(values) for name, values in taken.items()}
     serial = [one["prompt"] + one["single"] for one in rounds]
-    predicted = model.seconds(context, chunk, rows, layers)
     return {
-        "kv": model.kv, "context": context, "chunk": chunk, "rows": rows, "rounds": turn,
+        "kv": kv, "context": context, "chunk": chunk, "rows": rows, "rounds": turn, "layers": layers,
         "foreign_cpu_share": watch.foreign_cpu_share(), "ms": {name: 1e3 * value for name, value in middle.items()},
         "fastest_ms": {name: 1e3 * min(values) for name, values in taken.items()},
         "share_of_prompt": middle["prompt"] / (middle["prompt"] + middle["single"]),
         "bound": sum((middle["prompt"], middle["single"])) / max(middle["prompt"], middle["single"]),
         "gain_batch": statistics.median(s / one["batch"] for s, one in zip(serial, rounds, strict=True)),
         "gain_corun": statistics.median(s / one["corun"] for s, one in zip(serial, rounds, strict=True)),
-        "predicted_gain": predicted["serial"] / predicted["corun"],
-        "predicted_ms": {name: 1e3 * value for name, value in predicted.items()},
     }  # fmt: skip
 
 
@@ -162,18 +159,21 @@ def operator(asked: argparse.Namespace) -> list[dict[str, Any]]:
     ends, rows = time.perf_counter() + asked.limit, []
     with native.Team(asked.threads) as team:
         for kv in asked.kv.split(","):
-            model = None
             for key in itertools.product(*(map(int, x.split(",")) for x in (asked.contexts, asked.chunks, asked.rows))):
                 found = done.get((kv, *key))
                 if found is None:
                     if time.perf_counter() > ends:
                         continue
-                    model = model or Model(team, kv)
-                    found = point(team, model, *key, asked.seconds)
+                    found = point(team, kv, *key, asked.seconds)
                     if asked.out:
                         with asked.out.open("a") as file:
                             file.write(json.dumps(found) + "\n")
                 rows.append(found)
+    models = {kv: Model(kv, asked.threads) for kv in asked.kv.split(",")}
+    for one in rows:
+        guess = models[one["kv"]].seconds(one["context"], one["chunk"], one["rows"], one.get("layers", 4))
+        one["predicted_gain"] = guess["serial"] / guess["corun"]
+        one["predicted_ms"] = {name: 1e3 * value for name, value in guess.items()}
     print(
         "KV    context chunk rows |  prompt  single  serial   batch   corun ms | gains: batch, corun; predicted; bound"
     )
