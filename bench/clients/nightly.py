@@ -50,7 +50,12 @@ def served(model: str, *options: str) -> Iterator[str]:
 def run(command: list[str], **environment: str) -> str:
     """Its output; the last of its lines is what a client says of itself."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=500, stdin=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
     )
     if done.returncode:
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")

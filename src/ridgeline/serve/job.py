@@ -100,7 +100,7 @@ class Job:
         """On the sender's thread: the only one that asks the shadow index."""
         track = self._tracks[index]
         track.admitted_s = request.arrival_s or 0.0
-        track.known = self._served.metrics.shadow.look(request.prompt)
+        track.known = self._served.metrics.shadow.look(request.prompt, request.sharing_salt)
         self._backend.submit_to(request, functools.partial(self._deliver, index), self._notes[index])
 
     async def deltas(self, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Delta, TokenEvent]]:
