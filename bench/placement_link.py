@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ridgeline.cluster.stage import PARTS
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.sizing import held_bytes
@@ -45,8 +46,9 @@ def one_way(client: Any, tokens: int, salt: int) -> dict[str, float]:
 
 
 def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -> dict[str, Any]:
-    """At several rates: the way from the first token to the second; it should be bytes over rate, plus what it is over
-    a free link. Break-even: where that, without the step itself, equals computing the prompt on one such engine."""
+    """At several rates: the way from the first token to the second; it should be bytes over rate, less what travels
+    while the prompt is still computed (all but the first of PARTS leave time for it), plus what it is over a free link.
+    Break-even: where that, without the step itself, equals computing the prompt on one such engine."""
     options: dict[str, Any] = {"context": 2048, "kv_bytes": 1 << 27, "kv": kv}
     config = EngineConfig(model, threads=1, **options)
     program = record(describe(model), make_storage(config.storage))
@@ -59,19 +61,16 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
         alone = [one_way(client, tokens, salt) for salt in range(2, 2 + repeats)]
     step_s = statistics.median(one["next_s"] for one in alone)
     compute_s = statistics.median(one["first_s"] for one in alone) - step_s
-    predicted = parcel_bytes / compute_s
-    rates = [max(predicted * factor, 1e4) for factor in factors]
+    hidden_s = compute_s * (1 - 1 / PARTS)
+    rates = [max(parcel_bytes / (compute_s + hidden_s) * factor, 1e4) for factor in factors]
     ways = _ways(model, tokens, [0.0, *rates], repeats, options)
     free = ways[0]
-    rows = [
-        {
-            "rate": rate,
-            "way_s": way,
-            "expected_s": parcel_bytes / rate + free,
-            "ratio": way / (parcel_bytes / rate + free),
-        }
-        for rate, way in zip(rates, ways[1:], strict=True)
-    ]
+    predicted = parcel_bytes / (compute_s + hidden_s - free + step_s)
+    estimated = parcel_bytes / (even.compute_s(tokens) * (2 - 1 / PARTS))  # before anything ran: no free way known
+    rows = []
+    for rate, way in zip(rates, ways[1:], strict=True):
+        expected_s = max(parcel_bytes / rate - hidden_s, 0.0) + free
+        rows.append({"rate": rate, "way_s": way, "expected_s": expected_s, "ratio": way / expected_s})
     found = _crossing([(row["rate"], row["way_s"] - step_s) for row in rows], compute_s)
     for row in rows:
         print(
@@ -81,15 +80,15 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
     print(
         f"{kv}: {tokens} tokens, {parcel_bytes / 1e6:.2f} MB; computing them: estimated "
         f"{even.compute_s(tokens) * 1e3:.0f} ms, measured {compute_s * 1e3:.0f} ms; free way {free * 1e3:.0f} ms, of "
-        f"it the step {step_s * 1e3:.0f} ms; break-even: estimated {even.link_bytes_per_s(tokens) / 1e6:.1f} MB/s, "
-        f"by the measured time {predicted / 1e6:.1f} MB/s, found on the link {found / 1e6:.1f} MB/s"
+        f"it the step {step_s * 1e3:.0f} ms; break-even: estimated {estimated / 1e6:.2f} MB/s, "
+        f"by the measured time {predicted / 1e6:.2f} MB/s, found on the link {found / 1e6:.2f} MB/s"
     )
     return {
         "kv": kv, "tokens": tokens, "bytes_per_token": per_token, "parcel_bytes": parcel_bytes,
         "estimated_compute_s": even.compute_s(tokens), "measured_compute_s": compute_s, "free_way_s": free,
         "step_s": step_s, "rows": rows,
         "break_even_bytes_per_s": {
-            "estimated": even.link_bytes_per_s(tokens), "from measured compute": predicted, "found": found,
+            "estimated": estimated, "from measured compute": predicted, "found": found,
         },
     }  # fmt: skip
 
