@@ -233,6 +233,23 @@ def test_nothing_saved_outlives_the_smallest_tier() -> None:
         assert memory.report()["in host"] <= 3 and len(driver.pages.saved) <= 3
 
 
+def test_a_saved_beginning_that_is_lost_takes_what_follows_along() -> None:
+    """C7: the older node falls out of the last tier while the one behind it is saved too, and is its only child."""
+    memory = shared_memory(4, host=3)
+    driver = Driver(memory, chunk=64)
+    driver.add([1] * 48, 2)
+    driver.run()
+    tree = memory.sharing.tree
+    first = next(iter(tree.root("").children.values()))
+    second = next(iter(first.children.values()))
+    assert tree.make_room(4) and first.saved >= 0 and second.saved >= 0
+    assert memory.sharing.tiers is not None
+    memory.sharing.tiers.forget(first)
+    tree._lose(first)
+    assert not list(tree.nodes()) and memory.sharing.tiers.count("host") == 0
+    tree.check()
+
+
 def test_an_accepted_branch_moves_to_where_a_chain_would_lie() -> None:
     """I9: places 0, 2, 5 of a tree behind 20 computed tokens become the next three."""
     memory = shared_memory(10, groups=2)

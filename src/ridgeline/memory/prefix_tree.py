@@ -229,7 +229,8 @@ class PrefixTree:
                 self.tiers.forget(child)
                 self._lose(child)
         self._remember(node)
-        self._drop_if_empty(node)
+        if node.parent is not None and node.parent.children.get(node.tokens) is node:  # its last child took it along
+            self._drop_if_empty(node)
 
     def restore(self, node: Node, blocks: tuple[int, ...]) -> None:
         """A saved node gets blocks again."""
