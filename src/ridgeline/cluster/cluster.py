@@ -323,6 +323,8 @@ class Cluster:
                 return
             prefill, decode, link = self._nodes[journey.prefill], self._nodes[journey.decode], journey.link
             alive = (prefill.client, decode.client)
+        if any(client is not None and not client.is_running for client in alive):
+            return  # _died will know and send it again; until then the router would choose the dead one, again and again
         self._link(prefill, decode, link)
         self._restart(journey, name, alive)
 

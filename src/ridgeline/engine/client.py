@@ -203,6 +203,11 @@ class EngineClient:
         return self._stopped
 
     @property
+    def is_running(self) -> bool:
+        """Whether the process is there: known sooner than what it leaves unsaid."""
+        return self._stopped is None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

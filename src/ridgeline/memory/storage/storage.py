@@ -94,7 +94,7 @@ def make_storage(text: str) -> Any:
     name, _, written = text.partition(":")
     if name not in BLOCK_STORAGES:
         if written or name not in STORAGES:
-            known = ", ".join((*STORAGES, *BLOCK_STORAGES))
+            known = ", ".join(("auto", *STORAGES, *BLOCK_STORAGES))
             raise UserError(f"kv is {text!r}; known: {known}.")
         return STORAGES.get(name)
     make = BLOCK_STORAGES.get(name)
