@@ -1,6 +1,6 @@
 """Embeddings: /v1/embeddings: last hidden states of the served decoder, pooled, at length 1. Requests like any other.
 
-`mean` (the default) is of all tokens of the text, `last` of its last one; bench/embeddings.py says how good they are.
+`mean` (the default: it parts what differs better) is of all tokens of the text, `last` of its last one.
 """
 
 from __future__ import annotations
