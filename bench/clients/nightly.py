@@ -43,8 +43,10 @@ def served(model: str, *options: str) -> Iterator[str]:
         with subprocess.Popen(
             [*command, "--api-key-file", str(keys), *options], stdout=subprocess.PIPE, text=True
         ) as server:
-            yield json.loads(server.stdout.readline())["url"]  # type: ignore[union-attr]
-            server.terminate()
+            try:
+                yield json.loads(server.stdout.readline())["url"]  # type: ignore[union-attr]
+            finally:
+                server.terminate()
 
 
 def run(command: list[str], **environment: str) -> str:
@@ -75,7 +77,7 @@ def simple(tool: str, command: list[str], **environment: str) -> dict[str, Any]:
 
 def llm(tool: str) -> dict[str, Any]:
     with served(CHAT) as url, tempfile.TemporaryDirectory() as home:
-        known = f'- {{model_id: ridgeline, model_name: {NAME}, api_base: "{url}/v1", supports_schema: true}}\n'
+        known = f'- {{model_id: ridgeline, model_name: {NAME}, api_base: "{url}/v1", api_key_name: ours}}\n'
         Path(home, "extra-openai-models.yaml").write_text(known)
         for more in ((), ("--no-stream",)):
             said = run([tool, "-m", "ridgeline", "--key", KEY, *more, "-o", "max_tokens", "20", "Say hi."],
@@ -134,15 +136,17 @@ def _score(model: Any, prompt: str, choice: str) -> float:
 
 def aiperf(tool: str) -> dict[str, Any]:
     """A script of known times: what the tool measures, what the script says and what /metrics says."""
-    folder = _tokenizer()
+    home = Path(tempfile.mkdtemp())
+    folder = _tokenizer(home)
     with served(folder, "--scripted", f"{FIRST_MS:g},{NEXT_MS:g}") as url, tempfile.TemporaryDirectory() as out:
         run(
             [
                 tool, "profile", "-m", NAME, "--url", url, "--api-key", KEY, "--endpoint-type", "chat", "--streaming",
-                "--tokenizer", folder, "--isl", "64", "--osl", "32", "--extra-inputs", "ignore_eos:true",
+                "--tokenizer", "ours/tiny", "--isl", "64", "--osl", "32", "--extra-inputs", "ignore_eos:true",
                 "--concurrency", "4", "--request-count", "200", "--use-server-token-count", "--ui", "none",
                 "--artifact-dir", out,
-            ]
+            ],
+            HF_HOME=str(home),
         )  # fmt: skip
         (path,) = glob.glob(f"{out}/**/profile_export_aiperf.json", recursive=True)
         told = json.loads(Path(path).read_text())
@@ -164,12 +168,22 @@ def aiperf(tool: str) -> dict[str, Any]:
     return {"said": f"aiperf: {shown}", "means_ms": means, "apart": apart, "script_ms": [FIRST_MS, NEXT_MS]}
 
 
-def _tokenizer() -> str:
-    """A tiny model with a tokenizer on disk."""
+def _tokenizer(home: Path) -> str:
+    """A tiny model with a tokenizer, also as `ours/tiny` of an offline cache: AIPerf takes no path (aiperf#1339)."""
     sys.path.insert(0, str(HERE.parents[1]))
     from tests.cli.conftest import write_model
 
-    return write_model(Path(tempfile.mkdtemp()) / "tiny")
+    folder = Path(write_model(home / "tiny"))
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    kept = home / "hub" / "models--ours--tiny"
+    commit = "a" * 40
+    (kept / "snapshots" / commit).mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (kept / "snapshots" / commit / name).write_bytes((folder / name).read_bytes())
+    return str(folder)
 
 
 def main() -> int:
