@@ -251,7 +251,7 @@ def test_attend(isa, teams, storage, window, heads, tokens) -> None:
     out = attend(teams(2), shape, pool, [(Sequence(qkv, 0, np.arange(20, dtype=np.int32)), tokens)])[0]
     step = FakeStep(positions=torch.arange(tokens), bounds=((0, tokens),), cache=FakeKv(storage))
     attributes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.dim}
-    attributes |= {"group": 0, "pool_layer": 0, "sinks": 0, "rope": None}
+    attributes |= {"group": 0, "pool_layer": 0, "sinks": 0, "rope": None, "recent": None}
     check("attend", out, meaning("attend", step, (qkv,), scale=shape.dim**-0.5, window=window, **attributes), storage)
 
 

@@ -46,8 +46,8 @@ def meaning(step: StepView, line: Line, qkv: Any) -> Any:  # [tokens, (heads + 2
         if sinks and window and line.attributes["rope"] is not None:
             back = (step.positions[begin:end] - (sinks + window - 1)).clamp(min=0)
             turned = _turned_back(q[begin:end], back, line.attributes["rope"])
-            near = torch.einsum("tkgd,ckd->kgtc", turned, keys) * scale  # as if the window followed the sinks at once
-            scores = torch.where(places < sinks, near, scores)
+            close = torch.einsum("tkgd,ckd->kgtc", turned, keys) * scale  # as if the window followed the sinks at once
+            scores = torch.where(places < sinks, close, scores)
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         kv.add_mass(sequence, weights.sum((1, 2)))
         out[begin:end] = torch.einsum("kgtc,ckd->tkgd", weights, values).reshape(end - begin, heads * dim)
