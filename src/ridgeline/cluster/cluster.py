@@ -324,7 +324,7 @@ class Cluster:
             prefill, decode, link = self._nodes[journey.prefill], self._nodes[journey.decode], journey.link
             alive = (prefill.client, decode.client)
         if any(client is not None and not client.is_running for client in alive):
-            return  # _died will know and send it again; until then the router would choose the dead one, again and again
+            return  # _died will know and send it again; until then the router would choose the dead one every time
         self._link(prefill, decode, link)
         self._restart(journey, name, alive)
 
