@@ -115,7 +115,7 @@ def test_options_are_read_and_refused() -> None:
     for written, said in (
         ("hack:bits=3", "no option 'bits'"), ("hack:group=48", "32 or 64"), ("hack:group=16", "32 or 64"),
         ("hack:sinks=17", "at most 16"),
-        ("hack:group=x", "int"), ("int7", "known: f32"), ("int4:group=3", "known: f32"),
+        ("hack:group=x", "int"), ("int7", "known: auto, f32"), ("int4:group=3", "known: auto, f32"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             make_storage(written)

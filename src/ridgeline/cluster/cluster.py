@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from .balance import Balance
 from .exchange import Greeting, introduce
 from .journey import Journey
 from .router import ROUTERS, Router
+
+BREATH_S = 0.02  # after a way has broken: an engine that ended is known to be gone a little after its links
 
 PREFILL, DECODE = KINDS = ("prefill", "decode")
 
@@ -67,8 +70,8 @@ class Cluster:
         self._links: dict[tuple[str, str], int] = {}  # how often they were linked
         self.moved = 0  # times that a running request has changed its engine
         self._closed: RidgelineError | None = None
-        # One end of an engine may cost two: its links break before it is known to be gone.
-        self._most_attempts = 2 * sum(place.engines) * (place.restarts + 1) + 1
+        # One end of an engine may cost many: its links break before it is known to be gone, and the router sends there.
+        self._most_attempts = 20 * sum(place.engines) * (place.restarts + 1) + 1
         self._routers: dict[str, Router] = {kind: ROUTERS[place.route]() for kind in KINDS}
         self._nodes = {
             f"{kind}-{number}": Node(f"{kind}-{number}", kind, configs[kind], place.restarts, is_starting=True)
@@ -325,6 +328,7 @@ class Cluster:
             alive = (prefill.client, decode.client)
         if any(client is not None and not client.is_running for client in alive):
             return  # _died will know and send it again; until then the router would choose the dead one every time
+        time.sleep(BREATH_S)
         self._link(prefill, decode, link)
         self._restart(journey, name, alive)
 
