@@ -34,7 +34,7 @@ from ridgeline.run.noise import CpuWatch
 WANTED = (
     "serial", "chunked", "chunked:tbt=50ms", "corun", "split", "disaggregated", "disaggregated:link=tcp", "auto",
 )  # fmt: skip
-TRACES = "/work/shared/data/traces"
+TRACES = Path(__file__).parents[2] / "shared" / "data" / "traces"  # beside the checkout; else --traces
 CHAT, LONG = "azure_2023_conv.csv.gz", "vidur_arxiv_summarization_lengths.csv.gz"
 SHORTER = {CHAT: 6, LONG: 4}  # lengths of the traces are divided: a model of 135M on two cores
 MOST_PROMPT, MOST_OUTPUT, LEAST = 1500, 96, 8
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("question", choices=("run", "show", "pace"))
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, default=Path("placement.jsonl"))
-    parser.add_argument("--traces", type=Path, default=Path(TRACES))
+    parser.add_argument("--traces", type=Path, default=TRACES)
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--places", default=";".join(WANTED), help="separated by semicolons; those there are")
     parser.add_argument("--repeats", type=int, default=2)

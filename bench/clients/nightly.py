@@ -1,6 +1,6 @@
 """Foreign clients and tools, each in its own environment, against our server; a line each, 1 when one fails.
 
-python bench/clients/nightly.py [NAME ...] [--venvs /opt/venvs]   names: litellm langchain llm npm lm-eval aiperf
+python bench/clients/nightly.py [NAME ...] [--venvs DIR]   names: litellm langchain llm npm lm-eval aiperf
 An environment that is missing is said with the command that makes it. Last line: one JSON document.
 """
 
@@ -189,7 +189,7 @@ def _tokenizer(home: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(NEEDS))
-    parser.add_argument("--venvs", type=Path, default=Path("/opt/venvs"))
+    parser.add_argument("--venvs", type=Path, default=Path(".venv-clients"))
     asked = parser.parse_args()
     found: dict[str, Any] = {}
     for name in asked.names or NEEDS:
