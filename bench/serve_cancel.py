@@ -107,7 +107,7 @@ def main() -> None:
     with LLM(asked.model, max_sequences=SLOTS, kv_bytes=64 << 20) as llm:
         backend, listening, ready = Watched(llm), listen("127.0.0.1", 0), queue.SimpleQueue()
         served = Served("m", backend)  # type: ignore[arg-type]
-        server = Server(Door(served, Keys()), listening, ready.put)
+        server = Server(Door([served], Keys()), listening, ready.put)
         thread = threading.Thread(target=server.run)
         thread.start()
         port = int(ready.get().rpartition(":")[2])

@@ -1,4 +1,5 @@
-"""The live page in headless Chromium: types a key, asks by keyboard, looks at it light, dark and narrow.
+"""The live page in headless Chromium: types a key, chooses the second of several models, asks by keyboard, looks at
+it light, dark and narrow.
 
 Needs aiohttp (any environment) and chromium. python bench/clients/page.py URL FOLDER [KEY]; exits 1 when no
 answer comes, the numbers stand still or the console has an error. The pictures are for a person to look at.
@@ -41,7 +42,7 @@ class Tab:
 
     async def until(self, code: str, seconds: float) -> bool:
         for _ in range(int(seconds * 5)):
-            if await self.value(code):
+            if await self.value(f"Boolean({code})"):
                 return True
             await asyncio.sleep(0.2)
         return False
@@ -78,6 +79,8 @@ async def visit(tab: Tab, url: str, folder: Path, key: str) -> list[str]:
         await tab.call("Input.insertText", text=key)
     if not await tab.until("document.getElementById('word').textContent == 'ok'", 20):
         wrong.append("the page does not see the engine")
+    if await tab.value("document.getElementById('model').options.length") > 1:
+        wrong += await choose(tab)
     await tab.value("document.getElementById('text').focus()")
     await tab.call("Input.insertText", text="Why is the sky blue? Answer in three sentences.")
     await tab.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13)
@@ -98,10 +101,22 @@ async def visit(tab: Tab, url: str, folder: Path, key: str) -> list[str]:
     return wrong + tab.errors
 
 
+async def choose(tab: Tab) -> list[str]:
+    """The second model, by keyboard; asked and watched from then on."""
+    before = await tab.value("document.getElementById('model').value")
+    await tab.value("document.getElementById('model').focus()")
+    await tab.call(
+        "Input.dispatchKeyEvent", type="keyDown", key="ArrowDown", code="ArrowDown", windowsVirtualKeyCode=40
+    )
+    await tab.call("Input.dispatchKeyEvent", type="keyUp", key="ArrowDown", code="ArrowDown", windowsVirtualKeyCode=40)
+    chosen = f"document.getElementById('model').value != {json.dumps(before)}"
+    return [] if await tab.until(chosen, 5) else ["the arrow key does not choose another model"]
+
+
 def main() -> int:
     url, folder, key = sys.argv[1], Path(sys.argv[2]), (sys.argv[3:] or [""])[0]
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=9333"]
         with subprocess.Popen([*command, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL) as it:
             try:

@@ -7,12 +7,13 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from types import MappingProxyType
 from typing import Any
 
-from ridgeline.llm import LLM
+from ridgeline.serve.backend import Backend
 from ridgeline.serve.door import Door
 from ridgeline.serve.keys import Keys
 from ridgeline.serve.served import Limits, Served
@@ -86,12 +87,16 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(llm: LLM, *, keys: tuple[str, ...] = (), limits: Limits | None = None, **door: Any) -> Iterator[Live]:
-    """Listens on any free port; ends with a drain."""
+def live(
+    llm: Backend, *, keys: tuple[str, ...] = (), limits: Limits | None = None,
+    others: Mapping[str, Backend] = MappingProxyType({}), **door: Any,
+) -> Iterator[Live]:  # fmt: skip
+    """Listens on any free port; ends with a drain. others: more models behind it, by name."""
     served = Served("tiny", llm, limits)
+    models = [served, *(Served(name, backend, limits) for name, backend in others.items())]
     listening = listen("127.0.0.1", 0)
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
-    server = Server(Door(served, Keys(keys), **door), listening, ready.put)
+    server = Server(Door(models, Keys(keys), **door), listening, ready.put)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:
@@ -100,5 +105,6 @@ def live(llm: LLM, *, keys: tuple[str, ...] = (), limits: Limits | None = None, 
     finally:
         server.drain()
         thread.join(60)
-        served.close()
+        for one in models:
+            one.close()
         listening.close()

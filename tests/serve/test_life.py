@@ -197,7 +197,9 @@ def test_a_killed_engine_is_started_again_but_not_for_ever(tiny: str) -> None:
         until(lambda: server("GET", "/health/live").json == {"status": "engine_down"})
         time.sleep(1.0)
         reply = server.chat()
-        assert reply.status == 503 and reply.code == "engine_down" and server.server.door.revival.revived == 1
+        assert (
+            reply.status == 503 and reply.code == "engine_down" and server.server.door.lineup.revivals[0].revived == 1
+        )
 
 
 def test_a_reader_that_stands_still_is_cancelled(llm: LLM) -> None:

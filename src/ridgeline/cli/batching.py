@@ -42,7 +42,7 @@ def answer_file(
         with closing(llm), closing(Served(name or _named(left) or model, llm, Limits(queue_wait_s=1e9))) as served:
             screen.notes(model, llm.notes)
             with screen.counting(out.name, len(left)) as count:
-                batch = Batch(Door(served, Keys()), out, at_a_time, count)
+                batch = Batch(Door([served], Keys()), out, at_a_time, count)
                 asyncio.run(batch.run(left))
             failed = batch.failed
     took_s = time.perf_counter() - began_s

@@ -25,6 +25,7 @@ Model = Annotated[
         help="A known name, a .gguf file, a model directory (GPTQ, AWQ, compressed-tensors too), or random:SHAPE."
     ),
 ]
+Models = Annotated[list[str], typer.Argument(help="As MODEL of other verbs; also NAME=MODEL.", metavar="MODEL...")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document as the last line of stdout; words go to stderr.")]
 Weights = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""ridgeline serve: a model behind an OpenAI-compatible HTTP server, until SIGTERM or Ctrl-C."""
+"""ridgeline serve: models behind an OpenAI-compatible HTTP server, until SIGTERM or Ctrl-C."""
 # size: one parameter an option: the signature is the command line
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import typer
 
 from ridgeline.kit.errors import UserError
 
-from .options import Json, Model, engine_verb
+from .options import Json, Models, engine_verb
 
 
 @engine_verb
 def command(
     options: dict[str, Any],
-    model: Model,
+    models: Models,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 8000,
-    name: Annotated[str | None, typer.Option(help="What requests call the model; default: MODEL.")] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call the one model; default: MODEL.")] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="Keys that may ask, one a line: `key` or `key name`.", metavar="FILE")
     ] = None,
@@ -50,7 +50,10 @@ def command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Serve a model: /v1/chat/completions, /v1/completions, /v1/models and more (see /openapi.json).
+    """Serve models: /v1/chat/completions, /v1/completions, /v1/models and more (see /openapi.json).
+
+    Several MODELs: an engine process each; threads, --kv-bytes and memory are split between them, and said. Requests
+    choose by `model`; the first is meant where none is named. NAME=MODEL: what requests call it.
 
     SIGTERM or Ctrl-C: what was accepted is finished within --drain-timeout, exit code 0; a second one ends at once, 1.
 
@@ -59,6 +62,7 @@ def command(
       ridgeline serve smollm2-135m
       ridgeline serve smollm2-135m --port 9000 --api-key-file keys.txt
       ridgeline serve smollm2-135m --scripted 150,10   (to calibrate a load generator)
+      ridgeline serve chat=smollm2-135m code=qwen2.5-coder-0.5b
       ridgeline serve qwen2.5-coder-0.5b --kv int8 --spec ngram:k=4 --policy fair
     """
     from ridgeline.serve.served import Limits  # noqa: PLC0415  heavy; --help must start in 0.3 s
@@ -70,7 +74,7 @@ def command(
     if metrics_alias not in (None, "vllm"):
         raise UserError(f"--metrics-alias is {metrics_alias!r}; only vllm is known.")
     asked = Asked(
-        model, name or model, host, port, api_key_file, api_key, options | {"max_sequences": max_sequences},
+        models, name, host, port, api_key_file, api_key, options | {"max_sequences": max_sequences},
         open_metrics,
         Limits(
             body_bytes=max_body_bytes, queue_requests=max_queue, queue_wait_s=max_queue_wait, drain_s=drain_timeout,

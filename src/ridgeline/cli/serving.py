@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import msgspec
 
 from ridgeline.kit.errors import UserError
 from ridgeline.llm import LLM
+from ridgeline.models.pull import TABLE, pull
 from ridgeline.run.machine import load_or_measure
 from ridgeline.serve import logs
 from ridgeline.serve.door import Door
@@ -24,14 +25,15 @@ from ridgeline.serve.server import Server, listen
 from ridgeline.serve.traces import Traces
 
 from .screen import Screen
+from .sharing import Share, named, shares
 
 
 @dataclass(frozen=True)
 class Asked:
     """Everything `serve` was told; options are fields of EngineConfig."""
 
-    model: str
-    name: str
+    models: Sequence[str]
+    name: str | None
     host: str
     port: int
     key_file: Path | None
@@ -54,16 +56,26 @@ def serve(asked: Asked, *, json: bool) -> int:
         print(f"warning: {asked.host} can be reached from elsewhere, and no key is needed.", file=sys.stderr)
     if asked.log_file is not None and asked.log_format == "off":
         raise UserError("--log-file needs --log-format text or json.")
-    traces = None if asked.otlp_endpoint is None else Traces.otlp(asked.otlp_endpoint, asked.name)
+    models = named(asked.models, asked.name)
+    traces = None if asked.otlp_endpoint is None else Traces.otlp(asked.otlp_endpoint, next(iter(models)))
     listening = listen(asked.host, asked.port)
-    with closing(listening), _logging(asked), nullcontext() if traces is None else closing(traces):
-        engine = _engine(asked, screen)
-        with closing(engine), closing(Served(asked.name, engine, asked.limits)) as served:
-            served.traces = traces
-            door = Door(served, keys, open_metrics=asked.open_metrics, is_aliasing=asked.is_aliasing)
-            server = Server(door, listening, lambda url: _announce(asked, url, json))
-            server.run()
-            return server.exit_code
+    sent = nullcontext() if traces is None else closing(traces)
+    with closing(listening), _logging(asked), sent, ExitStack() as open_:
+        for model in TABLE.keys() & set(models.values()):  # before anything is counted
+            with screen.fetching(model) as progress:
+                pull(model, progress)
+        lineup = []
+        for share in shares(models, asked.options, is_scripted=asked.scripted is not None):
+            if len(models) > 1:
+                screen.say(str(share))
+            engine = open_.enter_context(closing(_engine(asked, share, screen)))
+            served = open_.enter_context(closing(Served(share.name, engine, asked.limits)))
+            served.traces = None if traces is None else traces.of(share.name)
+            lineup.append(served)
+        door = Door(lineup, keys, open_metrics=asked.open_metrics, is_aliasing=asked.is_aliasing)
+        server = Server(door, listening, lambda url: _announce(list(models), url, json))
+        server.run()
+        return server.exit_code
 
 
 @contextmanager
@@ -78,12 +90,11 @@ def _logging(asked: Asked) -> Iterator[None]:
         logs.end(writer)
 
 
-def _engine(asked: Asked, screen: Screen) -> LLM | ScriptedEngine:
+def _engine(asked: Asked, share: Share, screen: Screen) -> LLM | ScriptedEngine:
     if asked.scripted is not None:
-        return ScriptedEngine.of(asked.model, Script.parse(asked.scripted, asked.options["max_sequences"]))
-    with screen.fetching(asked.model) as progress:
-        llm = LLM(asked.model, progress=progress, **asked.options)
-    screen.notes(asked.model, llm.notes)
+        return ScriptedEngine.of(share.model, Script.parse(asked.scripted, share.options["max_sequences"]))
+    llm = LLM(share.model, **share.options)
+    screen.notes(share.model, llm.notes)
     load_or_measure(llm.facts.threads)  # now: later it would disturb answers
     return llm
 
@@ -101,9 +112,9 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def _announce(asked: Asked, url: str, json: bool) -> None:
+def _announce(names: Sequence[str], url: str, json: bool) -> None:
     if json:
-        document = {"schema": "ridgeline.serve/1", "url": url, "model": asked.name}
+        document = {"schema": "ridgeline.serve/1", "url": url, "model": names[0], "models": names}
         print(msgspec.json.encode(document).decode(), flush=True)
     else:
-        print(f"{asked.name} at {url}/v1 (SIGTERM or Ctrl-C ends it)", flush=True)
+        print(f"{', '.join(names)} at {url}/v1 (SIGTERM or Ctrl-C ends it)", flush=True)

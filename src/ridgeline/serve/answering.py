@@ -29,18 +29,28 @@ from .shape import Shape
 Came = tuple[int, Delta, TokenEvent]
 
 
-def served_by(request: HttpRequest) -> Served:
-    served: Served = request.app.served
+def chosen(request: HttpRequest, name: str | None) -> Served:
+    """The model that a request names; the first where it names none. 404 for one that is not here."""
+    served: Served = request.app.lineup.choose(name)
+    request.state.served = served  # for its log line, and its count if it is refused
     return served
 
 
-async def begin_note(request: HttpRequest) -> tuple[Served, bytes, ClientNote]:
+def served_by(request: HttpRequest) -> Served:
+    """Of a request without a body: `?model=`."""
+    named = request.query_params.getlist("model")
+    if len(named) > 1:
+        raise invalid(f"`model` is given {len(named)} times; give it once.", "model")
+    return chosen(request, named[0] if named else None)
+
+
+async def begin_note(request: HttpRequest) -> tuple[bytes, ClientNote]:
     """The body, and a note whose clock starts when its last byte was read."""
-    served = served_by(request)
-    body = await read_body(request, served.limits.body_bytes, served.limits.body_s)
+    limits = request.app.lineup.limits
+    body = await read_body(request, limits.body_bytes, limits.body_s)
     arrival_s = time.perf_counter()
     request.state.since_ns = lambda: round((time.perf_counter() - arrival_s) * 1e9)
-    return served, body, ClientNote(arrival_s, {})
+    return body, ClientNote(arrival_s, {})
 
 
 def check_fields(ask: Generation) -> None:
@@ -51,11 +61,11 @@ def check_fields(ask: Generation) -> None:
         raise invalid("`stream_options` needs `stream: true`.", "stream_options")
 
 
-def check_open(request: HttpRequest) -> None:
+def check_open(request: HttpRequest, served: Served) -> None:
     """503 while nothing new is taken."""
-    if request.app.health.is_draining:
+    if request.app.lineup.is_draining:
         raise Refusal(503, "draining", "The server is about to end; ask another.", headers={"Retry-After": "5"})
-    if request.app.served.backend.failure is not None:
+    if served.backend.failure is not None:
         raise engine_down()
 
 
@@ -77,7 +87,7 @@ async def answer(request: HttpRequest, shape: Shape, note: ClientNote) -> Respon
     named_ns = sum(note.before.values())
     before = {"parse": max(0, request.state.since_ns() - named_ns), **note.before}  # the server's own work is parse
     notes = [ClientNote(note.begun_s, dict(before)) for _ in requests]
-    check_open(request)
+    check_open(request, served)
     job = Job(served, requests, notes, deadlines_of(request))
     job.told = request.state.told
     job.about = {

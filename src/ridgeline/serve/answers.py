@@ -219,7 +219,10 @@ class Version(Struct, frozen=True):
 
 
 class Word(Struct, frozen=True):
+    """status: of all; models: of each, where there are several and the caller may know."""
+
     status: str
+    models: dict[str, str] | UnsetType = UNSET
 
 
 class Props(Struct, frozen=True):

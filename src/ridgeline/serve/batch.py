@@ -91,8 +91,7 @@ class Batch:
     async def run(self, lines: list[BatchLine]) -> None:
         """UserError when the disk is full: what was written stays, and counts when it is run again."""
         left = iter(lines)
-        heart = asyncio.create_task(self._door.health.beat())
-        pages = asyncio.create_task(self._door.metrics.windows.run())
+        turning = [asyncio.create_task(one) for one in self._door.lineup.turning()]
         try:
             with self._out.open("ab") as file:
                 async with asyncio.TaskGroup() as group:
@@ -101,13 +100,13 @@ class Batch:
         except* OSError as group_error:
             raise UserError(f"cannot write {self._out}: {group_error.exceptions[0]}. Run it again to go on.") from None
         finally:
-            heart.cancel()
-            pages.cancel()
+            for task in turning:
+                task.cancel()
 
     async def _work(self, left: Iterator[BatchLine], file: BinaryIO) -> None:
         for one in left:
             status, body, request_id = await self._ask(one)
-            while status in AGAIN and self._door.served.backend.failure is None:
+            while status in AGAIN and self._door.lineup.first.backend.failure is None:
                 await asyncio.sleep(PAUSE_S)
                 status, body, request_id = await self._ask(one)
             if status in AGAIN:

@@ -16,7 +16,7 @@ from ridgeline.state.event import Scored, TokenEvent
 from ridgeline.state.request import Request
 from ridgeline.text.hearing import Call, Calling, Hearing, Part, Said, Thinking, Thought
 
-from .answering import answer, begin_note, check_fields
+from .answering import answer, begin_note, check_fields, chosen
 from .answers import (
     Account,
     ChatChoice,
@@ -43,9 +43,9 @@ Shaped = TypeVar("Shaped", bound="ChatShape")
 
 async def chat(request: HttpRequest) -> Response:
     """The endpoint."""
-    served, body, note = await begin_note(request)
+    body, note = await begin_note(request)
     ask = parse(DECODER, body)
-    served.check_model(ask.model)
+    served = chosen(request, ask.model)
     check_fields(ask)
     if ask.top_logprobs is not None and not ask.logprobs:
         raise invalid("`top_logprobs` needs `logprobs: true`.", "top_logprobs")

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.request import Request
 
-from .answering import answer, begin_note, check_fields
+from .answering import answer, begin_note, check_fields, chosen
 from .answers import Account, TextChoice, TextCompletion, TextLogprobs
 from .asks import CompletionRequest
 from .choice import Choice, Delta, joined, prompt_logprobs, text_logprobs
@@ -33,9 +33,9 @@ MOST_PROMPTS = 256
 
 async def completions(request: HttpRequest) -> Response:
     """The endpoint."""
-    served, body, note = await begin_note(request)
+    body, note = await begin_note(request)
     ask = parse(DECODER, body)
-    served.check_model(ask.model)
+    served = chosen(request, ask.model)
     check_fields(ask)
     if ask.max_tokens == 0 and not ask.echo:
         raise invalid("`max_tokens` is 0; that needs `echo: true`.", "max_tokens")

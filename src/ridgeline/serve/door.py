@@ -10,6 +10,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -18,12 +19,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .events import json_response
-from .health import Health
 from .job import Gone
 from .keys import Keys
+from .lineup import Lineup
 from .openapi import document
 from .refusal import Refusal, internal
-from .revival import Revival
 from .routes import OPEN, router
 from .served import Served
 
@@ -41,16 +41,17 @@ REQUESTS = logging.getLogger("ridgeline.serve.requests")  # nobody hears it unle
 class Door:
     """keys: without any, everybody may ask. State of the server that endpoints reach as request.app."""
 
-    def __init__(self, served: Served, keys: Keys, *, open_metrics: bool = False, is_aliasing: bool = False) -> None:
-        self.served, self.keys = served, keys
-        self.health = Health(served)
+    def __init__(
+        self, models: Sequence[Served], keys: Keys, *, open_metrics: bool = False, is_aliasing: bool = False
+    ) -> None:  # fmt: skip
+        """UserError for models that cannot stand side by side."""
+        self.lineup, self.keys, self.is_aliasing = Lineup(models), keys, is_aliasing
         self.document = document(
-            served.name, served.facts.vocabulary, has_keys=bool(keys), has_tools=served.call_format is not None,
-            has_efforts=bool(served.efforts),
+            list(self.lineup.models), max(one.facts.vocabulary for one in models), has_keys=bool(keys),
+            has_tools=any(one.call_format is not None for one in models),
+            has_efforts=any(one.efforts for one in models),
         )  # fmt: skip
-        self._cors = frozenset(served.limits.cors)
-        self.revival = Revival(served, self.health)
-        self.metrics, self.is_aliasing = served.metrics, is_aliasing
+        self._cors = frozenset(self.lineup.limits.cors)
         self._open = OPEN | ({"/metrics"} if open_metrics else set())
         self.under_way = 0
         self._router = router()
@@ -108,7 +109,7 @@ class Door:
             if isinstance(error, HTTPException) and error.status_code == 405 and scope["method"] == "OPTIONS":
                 response: Response | None = Response(None, 204, _framework(error).headers)
             else:
-                response = self._response(error, request_id)
+                response = self._response(error, request_id, state.get("served"))
             if is_started:
                 raise
             if response is not None:
@@ -124,6 +125,7 @@ class Door:
         fields = {
             "request_id": state["request_id"], "method": scope["method"], "path": scope["path"][:SHOWN],
             "status": status, "seconds": round(seconds, 4), "tenant": state["tenant"] or None, **told,
+            **({"model": served.name} if len(self.lineup) > 1 and (served := state.get("served")) else {}),
         }  # fmt: skip
         REQUESTS.info("request", extra={"fields": fields})
 
@@ -148,8 +150,8 @@ class Door:
         if scope["path"] not in self._open:
             scope["state"]["tenant"] = self.keys.tenant(_all(scope, b"authorization"))
 
-    def _response(self, error: Exception, request_id: str) -> Response | None:
-        """None: nobody is there to read one."""
+    def _response(self, error: Exception, request_id: str, served: Served | None) -> Response | None:
+        """served: whose request it was, as far as known. None: nobody is there to read one."""
         if isinstance(error, Gone | ClientDisconnect):
             return None
         if isinstance(error, HTTPException):
@@ -157,20 +159,20 @@ class Door:
         if not isinstance(error, Refusal):
             LOG.error("request %s failed", request_id, exc_info=error)
             error = internal(request_id)
-        self.metrics.rejected(error.code)
+        self.lineup.rejected(served, error.code)
         return json_response(error.body, error.status, error.headers)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                lasting = (self.health.beat(), self.metrics.windows.run(), self.revival.run())
+                lasting = [*self.lineup.turning(), *(revival.run() for revival in self.lineup.revivals)]
                 self._tasks = [asyncio.create_task(one) for one in lasting]
                 await send({"type": "lifespan.startup.complete"})
             else:
                 for task in self._tasks:
                     task.cancel()
-                self.revival.close()
+                self.lineup.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 

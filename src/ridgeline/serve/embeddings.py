@@ -19,7 +19,7 @@ from starlette.responses import Response
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.request import Request
 
-from .answering import answer, begin_note
+from .answering import answer, begin_note, chosen
 from .answers import Account, Embedded, Embedding, EmbeddingUsage
 from .asks import Ids, SomeText
 from .choice import Delta
@@ -47,9 +47,9 @@ DECODER = msgspec.json.Decoder(EmbeddingsRequest)
 
 async def embeddings(request: HttpRequest) -> Response:
     """The endpoint."""
-    served, body, note = await begin_note(request)
+    body, note = await begin_note(request)
     ask = parse(DECODER, body)
-    served.check_model(ask.model)
+    served = chosen(request, ask.model)
     given = kinds_of(ask.input, "input")
     began_ns = request.state.since_ns()
 

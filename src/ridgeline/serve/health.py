@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from .answers import Word
 from .events import json_response
 from .served import Served
 
@@ -59,30 +60,32 @@ class Health:
 
 async def health(request: HttpRequest) -> Response:
     """200 while the engine's loop turns. ?detail=1, with a key: numbers."""
-    word = request.app.health.word
-    if request.query_params.get("detail") == "1" and request.app.is_known(request.scope):
-        pulse = served_pulse(request)
-        return _answer(word, {"heartbeat_age_s": request.app.served.age_s, **pulse})
-    return _answer(word)
+    lineup = request.app.lineup
+    if request.query_params.get("detail") != "1" or not request.app.is_known(request.scope):
+        return _answer(request, lineup.word)
+    engines = {one.name: {"heartbeat_age_s": one.age_s, **_pulse_of(one)} for one in lineup}
+    return _answer(request, lineup.word, engines[lineup.first.name] if len(lineup) == 1 else {"engines": engines})
 
 
 async def live(request: HttpRequest) -> Response:
-    word = request.app.health.word
-    return _answer("ok" if word == "stalled" else word)
+    return _answer(request, request.app.lineup.life)
 
 
 async def ready(request: HttpRequest) -> Response:
-    return _answer(request.app.health.readiness)
+    return _answer(request, request.app.lineup.readiness)
 
 
-def served_pulse(request: HttpRequest) -> dict[str, float]:
+def _pulse_of(served: Served) -> dict[str, float]:
     """The engine's own numbers, as it last told them."""
-    pulse = request.app.served.backend.pulse
+    pulse = served.backend.pulse
     numbers: dict[str, float] = {} if pulse is None else msgspec.to_builtins(pulse, builtin_types=())
     return numbers
 
 
-def _answer(word: str, more: dict[str, float] | None = None) -> Response:
-    headers = {} if word == "ok" else {"Retry-After": "5"}
-    body = Word(word) if more is None else {"status": word, **more}
+def _answer(request: HttpRequest, word: str, more: Mapping[str, Any] | None = None) -> Response:
+    """One word; of several models whose each, for who has a key."""
+    lineup, headers = request.app.lineup, {} if word == "ok" else {"Retry-After": "5"}
+    body = {"status": word, **(more or {})}
+    if len(lineup) > 1 and request.app.is_known(request.scope):
+        body["models"] = {name: health.readiness for name, health in lineup.health.items()}
     return json_response(body, 200 if word == "ok" else 503, headers)

@@ -64,19 +64,36 @@ class LedgerMetrics(Collector):
             yield GaugeMetricFamily(PREFIX + "prediction_ratio_last", "Steps of the newest page, measured.", ratio)
 
 
-class Aliased(Collector):
-    """The families of another registry whose meaning vLLM shares, under its names and with its model_name."""
+class Joined(Collector):
+    """The families of several models' registries as one each, their samples with `model_name`."""
 
-    def __init__(self, families: Callable[[], Iterator[Metric]], model: str) -> None:
-        self._families, self._model = families, model
+    def __init__(self, registries: Mapping[str, Collector], of_none: Collector | None = None) -> None:
+        """By model; of_none: what belongs to none of them."""
+        self._registries, self._of_none = registries, of_none
 
     def collect(self) -> Iterator[Metric]:
-        for family in self._families():
+        joined: dict[str, Metric] = {}
+        parts: list[tuple[dict[str, str], Collector]] = [] if self._of_none is None else [({}, self._of_none)]
+        parts += [({"model_name": name}, registry) for name, registry in self._registries.items()]
+        for labels, registry in parts:
+            for family in registry.collect():
+                one = joined.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    one.add_sample(sample.name, {**labels, **sample.labels}, sample.value, sample.timestamp)
+        yield from joined.values()
+
+
+class Aliased(Collector):
+    """The families of another collector whose meaning vLLM shares, under its names."""
+
+    def __init__(self, families: Collector) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families.collect():
             name = family.name.removeprefix(PREFIX)
-            if name not in ALIASES:
-                continue
-            alias = Metric(VLLM + name, family.documentation, family.type)
-            for sample in family.samples:
-                labels = {"model_name": self._model, **sample.labels}
-                alias.add_sample(VLLM + sample.name.removeprefix(PREFIX), labels, sample.value, sample.timestamp)
-            yield alias
+            if name in ALIASES:
+                alias = Metric(VLLM + name, family.documentation, family.type)
+                for sample in family.samples:
+                    alias.add_sample(VLLM + sample.name.removeprefix(PREFIX), sample.labels, sample.value)
+                yield alias

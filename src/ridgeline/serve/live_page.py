@@ -51,6 +51,7 @@ class LiveEngine(msgspec.Struct, frozen=True):
 
     status: str
     model: str
+    models: list[str]
     at_s: float
     tokens: int
     running: int
@@ -76,7 +77,8 @@ async def page(request: HttpRequest) -> Response:
 
 async def live_engine(request: HttpRequest) -> Response:
     """Asks for the next sign of life, tells the last one."""
-    served, counted = served_by(request), request.app.metrics
+    served = served_by(request)
+    counted, lineup = served.metrics, request.app.lineup
     if served.backend.failure is None:
         served.send(served.backend.ask_pulse)
         await counted.windows.fresh()
@@ -84,7 +86,8 @@ async def live_engine(request: HttpRequest) -> Response:
     ttft, tpot = list(counted.recent_ttft_s), list(counted.recent_tpot_s)
     last = counted.windows.totals.last
     shown = LiveEngine(
-        request.app.health.word, served.name, time.perf_counter(), counted.delivered, pulse.running, pulse.waiting,
+        lineup.health[served.name].word, served.name, list(lineup.models), time.perf_counter(),
+        counted.delivered, pulse.running, pulse.waiting,
         served.facts.max_sequences, pulse.blocks, pulse.blocks_held, pulse.blocks_cached, pulse.blocks_free,
         pulse.map[:MAP_CELLS].hex(), len(ttft), _percentiles(ttft), _percentiles(tpot),
         {} if last is None or last.summary is None else {one.name: one.seconds for one in last.summary.phases},

@@ -22,7 +22,7 @@ from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import Pulse
 
 from .backend import Backend
-from .ledger_metrics import PREFIX, Aliased, LedgerMetrics
+from .ledger_metrics import PREFIX, Aliased, Joined, LedgerMetrics
 from .windows import Windows
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -172,15 +172,6 @@ class Metrics:
     def stalled(self, seconds: float) -> None:
         self._stalled.inc(seconds)
 
-    def text(self, alias_of: str | None = None) -> bytes:
-        """alias_of: this model's families under vLLM's names too."""
-        own = generate_latest(self.registry)
-        if alias_of is None:
-            return own
-        other = CollectorRegistry()
-        other.register(Aliased(lambda: iter(self.registry.collect()), alias_of))
-        return own + generate_latest(other)
-
     def _count(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, about, labels, registry=self.registry)
 
@@ -189,7 +180,11 @@ class Metrics:
 
 
 async def metrics(request: HttpRequest) -> Response:
-    counted = request.app.metrics
-    await counted.windows.fresh()
-    alias_of = request.app.served.name if request.app.is_aliasing else None
-    return Response(counted.text(alias_of), headers={"content-type": CONTENT_TYPE})
+    """With several models every sample says whose it is."""
+    lineup = request.app.lineup
+    await lineup.fresh()
+    joined = Joined({one.name: one.metrics.registry for one in lineup}, lineup.registry)
+    text = generate_latest(joined if len(lineup) > 1 else lineup.first.metrics.registry)
+    if request.app.is_aliasing:
+        text += generate_latest(Aliased(joined))
+    return Response(text, headers={"content-type": CONTENT_TYPE})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -42,18 +43,18 @@ CALLING = {"role": {"enum": ["assistant"]}, "tool_calls": {"type": "array", "min
 
 
 def document(
-    model: str, vocabulary: int, *, has_keys: bool, has_tools: bool = True, has_efforts: bool = True
+    models: Sequence[str], vocabulary: int, *, has_keys: bool, has_tools: bool = True, has_efforts: bool = True
 ) -> dict[str, Any]:
-    """OpenAPI 3.1. model: the one that `model` fields may name. vocabulary: of its ids. has_keys: routes need one.
-    has_tools, has_efforts: whether the model knows such fields."""
+    """OpenAPI 3.1. models: whom `model` fields may name. vocabulary: of the largest of them. has_keys: routes need one.
+    has_tools, has_efforts: whether any model knows such fields."""
     types: list[Any] = [ErrorBody, *PROMPTS]
     types += [one for offer in OFFERS for one in (offer.takes, offer.gives, offer.streams) if one is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
     schema_of = dict(zip(map(str, types), schemas, strict=True))
     for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest", "EmbeddingsRequest"):
-        components[name]["properties"]["model"] = {"enum": [model]}
+        components[name]["properties"]["model"] = {"enum": [*models]}
     for name in ("TokenizeRequest", "DetokenizeRequest"):
-        components[name]["properties"]["model"] = {"enum": [model, None]}
+        components[name]["properties"]["model"] = {"enum": [*models, None]}
     prompts = [schema_of[str(kind)] for kind in PROMPTS]
     components["CompletionRequest"]["properties"]["prompt"] = {"anyOf": prompts}
     components["EmbeddingsRequest"]["properties"]["input"] = {"anyOf": prompts}
@@ -68,7 +69,7 @@ def document(
     _bound_ids([components, prompts], vocabulary)
     paths: dict[str, Any] = {}
     for offer in OFFERS:
-        paths[offer.path] = {offer.method.lower(): _operation(offer, schema_of, model, has_keys)}
+        paths[offer.path] = {offer.method.lower(): _operation(offer, schema_of, models, has_keys)}
     made: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Ridgeline", "version": __version__},
@@ -86,7 +87,7 @@ def _given(name: str, kind: str) -> dict[str, Any]:
 
 
 def _bound_ids(schema: Any, vocabulary: int) -> None:
-    """Token ids end where this model's do."""
+    """Token ids end where the models' do."""
     if isinstance(schema, dict):
         if schema.get("maximum") == MOST_ID:
             schema["maximum"] = vocabulary - 1
@@ -97,7 +98,7 @@ def _bound_ids(schema: Any, vocabulary: int) -> None:
             _bound_ids(value, vocabulary)
 
 
-def _operation(offer: Offer, schema_of: dict[str, Any], model: str, has_keys: bool) -> dict[str, Any]:
+def _operation(offer: Offer, schema_of: dict[str, Any], models: Sequence[str], has_keys: bool) -> dict[str, Any]:
     content = {offer.kind: {"schema": schema_of[str(offer.gives)]}}
     if offer.streams is not None:
         event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
@@ -112,8 +113,10 @@ def _operation(offer: Offer, schema_of: dict[str, Any], model: str, has_keys: bo
         schema = schema_of[str(offer.takes)]
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
     if "{id}" in offer.path:
-        parameter = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": model}
+        parameter = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": models[0]}
         operation["parameters"] = [parameter]
+    if offer.is_of_one:
+        operation["parameters"] = [{"name": "model", "in": "query", "required": False, "schema": {"enum": [*models]}}]
     if has_keys and not offer.is_open:
         operation["security"] = [{"key": []}]
     return operation

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ridgeline.state.event import TokenEvent
 from ridgeline.text.hearing import Call, Part, Said, Thought
 
-from .answering import answer, begin_note
+from .answering import answer, begin_note, chosen
 from .answers import Account, TokenLogprob
 from .asks import (
     CalledFunction,
@@ -53,9 +53,9 @@ KINDS = {Said: "message", Thought: "reasoning", Call: "function_call"}
 
 async def responses(request: HttpRequest) -> Response:
     """The endpoint."""
-    served, body, note = await begin_note(request)
+    body, note = await begin_note(request)
     ask = parse(DECODER, body)
-    served.check_model(ask.model)
+    served = chosen(request, ask.model)
     shape = await prepare(request, served, as_chat(ask), note, ResponseShape)
     shape.told(ask)
     return await answer(request, shape, note)

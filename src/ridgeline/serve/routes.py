@@ -15,7 +15,7 @@ from starlette.routing import Router
 from ridgeline.kit.version import __version__
 from ridgeline.perf.verdict import Verdict
 
-from .answering import served_by
+from .answering import chosen, served_by
 from .answers import (
     Cancelled,
     ChatChunk,
@@ -43,7 +43,7 @@ from .refusal import Refusal
 from .response_answers import ResponseAnswer, ResponseEvent
 from .response_asks import ResponsesRequest
 from .responses import responses
-from .served import DEFAULTS
+from .served import DEFAULTS, Served
 from .tokens import detokenize, tokenize, tokenizer_info
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
@@ -62,6 +62,7 @@ class Offer:
     kind: str = "application/json"
     errors: tuple[int, ...] = ()
     verb: str = ""
+    is_of_one: bool = False  # `?model=` chooses
 
     @property
     def method(self) -> str:
@@ -69,23 +70,21 @@ class Offer:
 
 
 async def models(request: HttpRequest) -> Response:
-    return json_response(ModelList([_card(request)]))
+    return json_response(ModelList([_card(one) for one in request.app.lineup]))
 
 
 async def model(request: HttpRequest) -> Response:
-    served_by(request).check_model(request.path_params["id"])
-    return json_response(_card(request))
+    return json_response(_card(chosen(request, request.path_params["id"])))
 
 
-def _card(request: HttpRequest) -> ModelCard:
-    served = served_by(request)
+def _card(served: Served) -> ModelCard:
     return ModelCard(served.name, served.created, served.context)
 
 
 async def cancel(request: HttpRequest) -> Response:
     """End a request of the same key, wherever it is. Its caller gets 409 or an error event."""
     name = request.path_params["id"]
-    found = [job for job in served_by(request).jobs if job.answers_to(name, request.state.tenant)]
+    found = [job for job in request.app.lineup.jobs if job.answers_to(name, request.state.tenant)]
     if not found:
         raise Refusal(404, "request_not_found", "No such request of this key is under way.", param="id")
     for job in found:
@@ -126,11 +125,11 @@ OFFERS = (
     Offer("/v1/requests/{id}", cancel, Cancelled, errors=(404,), verb="DELETE"),
     Offer("/tokenize", tokenize, Tokenized, TokenizeRequest, errors=BODY_ERRORS),
     Offer("/detokenize", detokenize, Detokenized, DetokenizeRequest, errors=BODY_ERRORS),
-    Offer("/tokenizer_info", tokenizer_info, TokenizerInfo),
-    Offer("/props", props, Props),
+    Offer("/tokenizer_info", tokenizer_info, TokenizerInfo, is_of_one=True, errors=(400, 404)),
+    Offer("/props", props, Props, is_of_one=True, errors=(400, 404)),
     Offer("/metrics", metrics, str, kind="text/plain"),
-    Offer("/why", why, Verdict),
-    Offer("/live", live_engine, LiveEngine),
+    Offer("/why", why, Verdict, is_of_one=True, errors=(400, 404)),
+    Offer("/live", live_engine, LiveEngine, is_of_one=True, errors=(400, 404)),
     Offer("/version", version, Version),
     Offer("/openapi.json", openapi, dict[str, Any]),
     Offer("/health", health, Word, is_open=True, errors=(503,)),

@@ -96,12 +96,6 @@ class Served:
         pulse = self.backend.pulse
         return time.perf_counter() - (self.began_s if pulse is None else pulse.at_s)
 
-    def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.name:
-            raise Refusal(
-                404, "model_not_found", f"The model {name[:80]!r} is not served here; {self.name!r} is.", param="model"
-            )
-
     async def off_loop(self, work: Callable[[], T]) -> T:
         """Tokenising and rendering never hold up the event loop. UserErrors become 400."""
         try:

@@ -30,7 +30,7 @@ class Server(uvicorn.Server):
     """exit_code: 0 after a drain, 1 when it was cut short."""
 
     def __init__(self, door: Door, listening: socket.socket, announce: Callable[[str], None]) -> None:
-        limits = door.served.limits
+        limits = door.lineup.limits
         kind: Any = type("Protocol", (BoundedProtocol,), {"headers_s": limits.headers_s, "most": limits.connections})
         config = uvicorn.Config(
             door, http=kind, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
@@ -52,17 +52,17 @@ class Server(uvicorn.Server):
 
     def drain(self) -> None:
         """Take nothing new; end when all is done, or when drain_s is over. Thread-safe."""
-        self.door.health.is_draining = True
+        self.door.lineup.drain()
         if self._drain_until is None:
-            self._drain_until = time.monotonic() + self.door.served.limits.drain_s
+            self._drain_until = time.monotonic() + self.door.lineup.limits.drain_s
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until is not None and not self.should_exit:
             is_late = time.monotonic() > self._drain_until
             if is_late:
-                for job in tuple(self.door.served.jobs):
+                for job in self.door.lineup.jobs:
                     job.fail(Refusal(503, "draining", "The server ends; this request was cut short."))
-            self.should_exit = is_late or not self.door.served.jobs
+            self.should_exit = is_late or next(self.door.lineup.jobs, None) is None
         return await super().on_tick(counter)
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from .answering import begin_note, served_by
+from .answering import begin_note, chosen, served_by
 from .answers import Detokenized, Tokenized, TokenizerInfo
 from .asks import DetokenizeRequest, TokenizeRequest
 from .choice import spell
@@ -20,9 +20,9 @@ DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
 
 
 async def tokenize(request: HttpRequest) -> Response:
-    served, body, note = await begin_note(request)
+    body, note = await begin_note(request)
     ask = parse(TOKENIZE, body)
-    served.check_model(ask.model)
+    served = chosen(request, ask.model)
     if (ask.prompt is None) == (ask.messages is None):
         raise invalid("Give either `prompt` or `messages`.", "prompt")
     if ask.messages is not None:
@@ -36,9 +36,9 @@ async def tokenize(request: HttpRequest) -> Response:
 
 
 async def detokenize(request: HttpRequest) -> Response:
-    served, body, _ = await begin_note(request)
+    body, _ = await begin_note(request)
     ask = parse(DETOKENIZE, body)
-    served.check_model(ask.model)
+    served = chosen(request, ask.model)
     if ask.tokens:
         served.check_ids(ask.tokens, "tokens")
     text = await served.off_loop(lambda: served.tokenizer.decode(ask.tokens, skip_special=False))

@@ -52,6 +52,10 @@ class Traces:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         return cls(provider, model)
 
+    def of(self, model: str) -> Traces:
+        """Of another model, sent the same way."""
+        return Traces(self._provider, model)
+
     def ended(self, track: Track, reason: str, last: TokenEvent | None, about: Mapping[str, str]) -> None:
         """about: route, id of the request, and the caller's traceparent, as far as known."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context  # noqa: PLC0415

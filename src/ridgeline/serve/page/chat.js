@@ -65,7 +65,7 @@ export class Chat {
 
   async stream(answer, node, signal) {
     const body = {
-      model: at("model").textContent, messages: this.messages, stream: true, stream_options: { include_usage: true },
+      model: at("model").value, messages: this.messages, stream: true, stream_options: { include_usage: true },
       temperature: Number(at("temperature").value), max_tokens: Number(at("tokens").value),
     };
     const reply = await fetch("/v1/chat/completions", {

@@ -3,15 +3,16 @@ const at = (id) => document.getElementById(id);
 const EVERY_MS = 500, RATES = 60;
 const seconds = (s) => (s == null ? "" : s < 1 ? `${(s * 1000).toPrecision(3)} ms` : `${s.toPrecision(3)} s`);
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 && share > 0 ? 1 : 0)} %`;
-const rates = [];
-let before = null;
+let rates = [], before = null;
 
 export async function watch(headers) {
+  at("model").addEventListener("change", () => { rates = []; before = null; at("verdict").textContent = at("change").textContent = ""; });
   for (;;) {
     if (!document.hidden) {
       try {
-        const reply = await fetch("/live", { headers: headers() });
-        reply.ok ? show(await reply.json()) : word(reply.status === 401 ? "type a key" : `status ${reply.status}`, false);
+        const model = at("model").value;
+        const reply = await fetch("/live" + (model ? `?model=${encodeURIComponent(model)}` : ""), { headers: headers() });
+        reply.ok ? show(await reply.json(), model) : word(reply.status === 401 ? "type a key" : `status ${reply.status}`, false);
       } catch { word("no server", false); }
     }
     await new Promise((done) => setTimeout(done, EVERY_MS));
@@ -23,9 +24,18 @@ function word(text, good) {
   at("word").className = `pill ${good ? "ok" : "wrong"}`;
 }
 
-function show(now) {
+// One model is a name, several are a choice.
+function offer(now) {
+  const box = at("model");
+  if ([...box.options].map((one) => one.value).join("\n") === now.models.join("\n")) return;
+  box.replaceChildren(...now.models.map((name) => new Option(name, name, false, name === now.model)));
+  box.disabled = now.models.length < 2;
+}
+
+function show(now, asked) {
+  offer(now);
+  if (asked && asked !== at("model").value) return; // another was chosen meanwhile
   word(now.status, now.status === "ok");
-  if (at("model").textContent !== now.model) at("model").textContent = now.model;
   if (before && now.at_s > before.at_s) {
     rates.push((now.tokens - before.tokens) / (now.at_s - before.at_s));
     if (rates.length > RATES) rates.shift();
