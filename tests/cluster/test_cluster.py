@@ -122,8 +122,9 @@ def test_several_engines_of_a_kind_share_the_requests(model: str, place: str) ->
         names = {at for one in cluster._journeys.values() for at in (one.prefill, one.decode)}
         assert {name for pair in pairs for name in pair} == names
         os.kill(cluster.pids["prefill-1" if "2+1" in place else "decode-1"], signal.SIGKILL)
-        assert answers.all() == alone(model, requests)
-        assert set(answers.ends.values()) == {"length"} and is_idle(cluster)
+        answers.all()
+        assert set(answers.ends.values()) == {"length"}
+        assert answers.tokens == alone(model, requests) and is_idle(cluster)
         assert comes_true(lambda: len(cluster.pids) == 2) and cluster.failure is None
     finally:
         cluster.close()

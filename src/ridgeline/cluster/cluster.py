@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +28,6 @@ from .balance import Balance
 from .exchange import Greeting, introduce
 from .journey import Journey
 from .router import ROUTERS, Router
-
-BREATH_S = 0.02  # after a way has broken: an engine that ended is known to be gone a little after its links
 
 PREFILL, DECODE = KINDS = ("prefill", "decode")
 
@@ -70,8 +67,8 @@ class Cluster:
         self._links: dict[tuple[str, str], int] = {}  # how often they were linked
         self.moved = 0  # times that a running request has changed its engine
         self._closed: RidgelineError | None = None
-        # One end of an engine may cost many: its links break before it is known to be gone, and the router sends there.
-        self._most_attempts = 20 * sum(place.engines) * (place.restarts + 1) + 1
+        # One end of an engine may cost two: its links break before it is known to be gone.
+        self._most_attempts = 2 * sum(place.engines) * (place.restarts + 1) + 1
         self._routers: dict[str, Router] = {kind: ROUTERS[place.route]() for kind in KINDS}
         self._nodes = {
             f"{kind}-{number}": Node(f"{kind}-{number}", kind, configs[kind], place.restarts, is_starting=True)
@@ -169,6 +166,8 @@ class Cluster:
         with self._lock:
             if journey.is_over or self._journeys.get(journey.request.id) is not journey:
                 return
+            if journey.prefill:
+                return  # another thread has: who waits is sent by whoever hears of an engine first
             pair = [self._choose(kind) for kind in KINDS]
             if None in pair:
                 hopeless = self._hopeless()
@@ -194,6 +193,10 @@ class Cluster:
                 )
         except EngineStopped:
             pass  # likewise
+        with self._lock:
+            is_stale = journey.name != name
+        if is_stale:  # it was sent again before these two knew of it
+            _forgotten(name, clients)
         if journey.is_cancelled:
             self._cancel(journey)
 
@@ -308,9 +311,7 @@ class Cluster:
 
     def _not_moved(self, name: str, source: Node, target: Node, broken: str) -> None:
         """It goes on where it was. The other engine may have taken it, if its word was lost: it forgets it."""
-        if target.client is not None:
-            target.client.cancel(name)
-            target.client.forget(name)
+        _forgotten(name, (target.client,))
         if broken:
             self._link(source, target, broken)
 
@@ -328,7 +329,6 @@ class Cluster:
             alive = (prefill.client, decode.client)
         if any(client is not None and not client.is_running for client in alive):
             return  # _died will know and send it again; until then the router would choose the dead one every time
-        time.sleep(BREATH_S)
         self._link(prefill, decode, link)
         self._restart(journey, name, alive)
 
@@ -341,10 +341,7 @@ class Cluster:
             if journey.attempt > self._most_attempts:
                 journey.is_over = True
                 self._journeys.pop(journey.request.id, None)
-        for engine in engines:
-            if engine is not None:
-                engine.cancel(name)
-                engine.forget(name)
+        _forgotten(name, engines)
         if journey.is_over:
             tried = f"request {journey.request.id!r} was tried {journey.attempt} times"
             journey.deliver(EngineStopped(f"{tried}; its engines, or the way between them, ended each time."))
@@ -507,3 +504,12 @@ class Cluster:
             load_s=max(one.load_s for one in facts),
             spec=facts[-1].spec,
         )
+
+
+def _forgotten(name: str, clients: Iterable[EngineClient | None]) -> None:
+    """Nobody waits for this attempt any more. clients: as they were when read, for another thread may hear meanwhile
+    that one has ended."""
+    for client in clients:
+        if client is not None:
+            client.cancel(name)
+            client.forget(name)

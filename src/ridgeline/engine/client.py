@@ -249,17 +249,20 @@ class EngineClient:
     def _read(self) -> None:
         """The reader thread: ends with the connection, and then tells whoever still waits."""
         failure: RidgelineError | None = None
+        doing = "the engine sent something unreadable"
         try:
             while True:
                 message = self._frames.receive()
                 if isinstance(message, Failed) and message.request is None:
                     failure = error_of(message.kind, message.text)
                 elif message is not None:
+                    doing = "who waits for an event of the engine failed to take it"
                     self._dispatch(message)
+                    doing = "the engine sent something unreadable"
         except Closed:
             pass
-        except Exception as error:  # a message that is none: the connection is worth nothing any more
-            failure = InvariantError(f"the engine sent something unreadable: {error}")
+        except Exception as error:  # the connection is worth nothing any more: what comes next would be out of order
+            failure = InvariantError(f"{doing}: {type(error).__name__}: {error}")
         with self._lock:
             if self._stopped is None:
                 self._stopped = failure or self._death("while requests were waiting")
