@@ -23,10 +23,11 @@ from typing import Any
 
 import msgspec
 
+from ridgeline.async_llm import AsyncLLM
 from ridgeline.engine.build import Parts, build
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.engine import Engine, Unobserved
-from ridgeline.llm import LLM, AsyncLLM
+from ridgeline.llm import LLM
 from ridgeline.perf.account import Account, StepTable
 from ridgeline.perf.workload import Job, named_workload
 from ridgeline.run.machine import load_or_measure

@@ -26,8 +26,9 @@ import msgspec
 from msgspec.structs import replace
 from plant_kinds import Level, kinds
 
+from ridgeline.arguments import Prompt
 from ridgeline.kit.errors import RidgelineError
-from ridgeline.llm import LLM, Prompt
+from ridgeline.llm import LLM
 from ridgeline.perf.evidence import Evidence
 from ridgeline.perf.observe import Seen
 from ridgeline.perf.replay import replay

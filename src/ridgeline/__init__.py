@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from .kit.version import __version__
 
 if TYPE_CHECKING:
-    from .llm import LLM, AsyncLLM, Completion, Score
+    from .answer import Completion, Score
+    from .async_llm import AsyncLLM
+    from .llm import LLM
     from .state.request import Grammar, Request, Sampling
 
 __all__ = ["LLM", "AsyncLLM", "Completion", "Grammar", "Request", "Sampling", "Score", "__version__"]
 
 _HOMES = {
     "LLM": ".llm",
-    "AsyncLLM": ".llm",
-    "Completion": ".llm",
-    "Score": ".llm",
+    "AsyncLLM": ".async_llm",
+    "Completion": ".answer",
+    "Score": ".answer",
     "Sampling": ".state.request",
     "Request": ".state.request",
     "Grammar": ".state.request",

@@ -1,4 +1,4 @@
-"""LLM and AsyncLLM: the Python face. Text in, text out; the engine runs in its own process.
+"""LLM: the Python face. Text in, text out; the engine runs in its own process.
 
 A composition root: joins models (tokenizer), text (templates, stop strings) and engine (client). Owns no policy.
 """
@@ -7,13 +7,12 @@ A composition root: joins models (tokenizer), text (templates, stop strings) and
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import queue
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import msgspec
@@ -21,7 +20,6 @@ import msgspec
 from ridgeline.cluster.build import connect, shares
 from ridgeline.cluster.cluster import Cluster
 from ridgeline.engine.client import Deliver, EngineClient, Stream
-from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import RidgelineError, UserError
 from ridgeline.kit.version import __version__
 from ridgeline.memory.storage.storage import make_storage
@@ -32,7 +30,7 @@ from ridgeline.perf.account import StepTable
 from ridgeline.perf.evidence import Evidence
 from ridgeline.perf.intervals import ClientNote, ClientNotes
 from ridgeline.perf.joined import joined_ledger, one_after_another
-from ridgeline.perf.ledger import RequestLedger, RunLedger
+from ridgeline.perf.ledger import RunLedger
 from ridgeline.perf.meters import Watch, open_meter
 from ridgeline.perf.observe import Seen, evidence_of, window_of
 from ridgeline.perf.pages import Pages
@@ -41,71 +39,14 @@ from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.perf.totals import Window
 from ridgeline.perf.verdict import Verdict, judge
 from ridgeline.run.machine import Machine, load_or_measure
-from ridgeline.state.event import Scored, TokenEvent
+from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.request import Request, Sampling
-from ridgeline.text.stop import StopStrings
 from ridgeline.text.template import render_chat
 from ridgeline.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
-Message = Mapping[str, Any]
-Inbox = queue.SimpleQueue["tuple[_Run, TokenEvent | RidgelineError]"]
-SERVICE = (
-    "priority",
-    "tenant",
-    "deadline_s",
-    "ttft_deadline_s",
-    "min_tokens",
-    "salt",
-)  # of Request: what policies go by
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """New text of one answer; `finish` is set on the last."""
-
-    text: str
-    tokens: tuple[int, ...]
-    scored: tuple[Scored, ...] = ()
-    finish: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One finished answer. `tokens` holds every generated id, the stop id included; `text` ends before it.
-
-    Times in seconds from arrival at the engine; ttft_s: to the first token, e2e_s: to the last. account: where its time
-    went and what it caused; only when it was asked for.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish: str
-    prompt_tokens: int
-    ttft_s: float
-    e2e_s: float
-    scored: tuple[Scored, ...] = ()
-    prompt_scored: tuple[Scored, ...] = ()
-    account: RequestLedger | None = None
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Mean time per output token after the first (A24); None for fewer than two."""
-        return (self.e2e_s - self.ttft_s) / (len(self.tokens) - 1) if len(self.tokens) > 1 else None
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Natural log-probability of each token of a text given those before it (the first has none)."""
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]  # of tokens[1:]
-    scored: tuple[Scored, ...]
-
-    @property
-    def total(self) -> float:
-        return sum(self.logprobs)
+from .answer import Answer, Completion, Inbox, Piece, Score
+from .arguments import Message, Prompt, answer_arguments, config_of, prompts_of, sampling_of, service_of
 
 
 class LLM:
@@ -122,7 +63,7 @@ class LLM:
         """command: starts the engine's process instead of ours (as `taskset -c 0 python -P -m ridgeline.worker`)."""
         if model in TABLE:
             pull(model, progress)
-        self.config = _config(model, options)
+        self.config = config_of(model, options)
         self._numbers = itertools.count()
         self._described = describe(model, weights=self.config.weights)
         self._tokenizer = self._described.tokenizer()
@@ -146,12 +87,12 @@ class LLM:
         With n > 1 the answers of a prompt stand next to each other, differing in their random numbers only. account:
         every Completion carries its own.
         """
-        service = _service(settings)
-        asked = _sampling(sampling, settings)
+        service = service_of(settings)
+        asked = sampling_of(sampling, settings)
         inbox: Inbox = queue.SimpleQueue()
         runs = [
             self._start(prompt, max_tokens, stop, ignore_stop, asked, choice, service=service, inbox=inbox)
-            for prompt in _as_list(prompts)
+            for prompt in prompts_of(prompts)
             for choice in range(n)
         ]
         return self._completions(runs, account)
@@ -161,8 +102,8 @@ class LLM:
         sampling: Sampling | None = None, special: bool = False, **settings: Any,
     ) -> Iterator[Piece]:  # fmt: skip
         """Pieces of one answer as they are made. Closing the iterator early cancels the request."""
-        service = _service(settings)
-        asked = _sampling(sampling, settings)
+        service = service_of(settings)
+        asked = sampling_of(sampling, settings)
         run = self._start(prompt, max_tokens, stop, ignore_stop, asked, special=special, service=service)
         try:
             yield from run.pieces()
@@ -172,13 +113,13 @@ class LLM:
     def chat(self, messages: Sequence[Message], *, account: bool = False, **options: Any) -> Completion:
         """One answer to a conversation, through the model's own chat template."""
         note = _begin()
-        run = self._start_ids(self.render(messages, note), note=note, **_split(options))
+        run = self._start_ids(self.render(messages, note), note=note, **answer_arguments(options))
         return self._completions([run], account)[0]
 
     def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
         """As chat, in pieces."""
         note = _begin()
-        run = self._start_ids(self.render(messages, note), note=note, **_split(options))
+        run = self._start_ids(self.render(messages, note), note=note, **answer_arguments(options))
         try:
             yield from run.pieces()
         finally:
@@ -187,7 +128,7 @@ class LLM:
     def score(self, prompts: Prompt | Sequence[Prompt], *, top: int = 0) -> list[Score]:
         """Log-probabilities of given texts (at least two tokens each); `top`: also the most likely tokens."""
         runs = []
-        for prompt in _as_list(prompts):
+        for prompt in prompts_of(prompts):
             ids = self.encode(prompt)
             if len(ids) < 2:
                 raise UserError(f"a text of {len(ids)} token(s) cannot be scored; give at least two.")
@@ -413,7 +354,7 @@ class LLM:
     def _start(
         self, prompt: Prompt, max_tokens: int, stop: str | Sequence[str], ignore_stop: bool, sampling: Sampling,
         choice: int = 0, special: bool = False, service: Mapping[str, Any] | None = None, inbox: Inbox | None = None,
-    ) -> _Run:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         note = _begin()
         began_ns = time.perf_counter_ns()
         ids = self.encode(prompt, special=special)
@@ -424,7 +365,7 @@ class LLM:
         self, ids: tuple[int, ...], max_tokens: int = 128, stop: str | Sequence[str] = (), ignore_stop: bool = False,
         sampling: Sampling | None = None, choice: int = 0, service: Mapping[str, Any] | None = None,
         note: ClientNote | None = None, inbox: Inbox | None = None,
-    ) -> _Run:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         request = Request(
             self._name(), ids, max_tokens, sampling or Sampling(), self._described.spec.eos, ignore_stop,
             choice=choice, **(service or {}),
@@ -433,11 +374,11 @@ class LLM:
 
     def _submit(
         self, request: Request, stop: tuple[str, ...] = (), note: ClientNote | None = None, inbox: Inbox | None = None
-    ) -> _Run:
+    ) -> Answer:
         note = self._notes.open(request.id, note or _begin())
-        return _Run(self._client, request, self._tokenizer, stop, note, inbox)
+        return Answer(self._client, request, self._tokenizer, stop, note, inbox)
 
-    def _completions(self, runs: Sequence[_Run], account: bool) -> list[Completion]:
+    def _completions(self, runs: Sequence[Answer], account: bool) -> list[Completion]:
         """Text is made as events come, whosever they are; runs: of one inbox."""
         left = {run for run in runs if not run.is_done}
         while left:
@@ -455,176 +396,5 @@ class LLM:
         return f"request-{next(self._numbers)}"
 
 
-class _Run:
-    """One request under way: turns its TokenEvents into text, and ends it at a stop string."""
-
-    def __init__(
-        self, client: EngineClient | Cluster, request: Request, tokenizer: Tokenizer | None, stop: tuple[str, ...],
-        note: ClientNote, inbox: Inbox | None = None,
-    ) -> None:  # fmt: skip
-        """inbox: where events go, together with whose they are; None: an own one."""
-        self._client, self.name = client, request.id
-        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer()
-        if stop and tokenizer is None:
-            raise UserError("stop strings need a tokenizer; this model has none.")
-        self._stop = StopStrings(stop)
-        self._events: list[TokenEvent] = []
-        self._pieces: list[Piece] = []
-        self.is_done = self._is_cancelled = False
-        self._note = note
-        self._worked: list[tuple[float, float]] = []  # text was made
-        self._stalled: list[tuple[float, float]] = []  # nobody listened
-        inbox = self.inbox = inbox or queue.SimpleQueue()
-        self._request = msgspec.structs.replace(request, arrival_s=time.perf_counter())
-        client.submit_to(self._request, lambda event: inbox.put((self, event)))
-
-    def take(self, event: TokenEvent | RidgelineError) -> Piece:
-        """The text of one event; raises what kept the request from going on."""
-        if isinstance(event, RidgelineError):
-            self.is_done = True
-            raise event
-        began_s = time.perf_counter()
-        self._events.append(event)
-        piece = self._piece(event)
-        self._pieces.append(piece)
-        ended_s = time.perf_counter()
-        self._worked.append((began_s, ended_s))
-        if piece.finish is not None:
-            self.is_done = True
-            self._close_early(event)
-            self._note.close(event.at_s, ended_s, {"tokenize": self._worked, "client_stall": self._stalled})
-        return piece
-
-    def pieces(self) -> Iterator[Piece]:
-        while not self.is_done:
-            _, event = self.inbox.get()
-            piece = self.take(event)
-            given_s = time.perf_counter()
-            yield piece
-            self._stalled.append((given_s, time.perf_counter()))
-
-    def completion(self) -> Completion:
-        """When it is done."""
-        pieces, start = self._pieces, self._request.arrival_s or 0.0
-        tokens = tuple(token for piece in pieces for token in piece.tokens)
-        first = next((event.at_s for event in self._events if event.tokens), self._events[-1].at_s)
-        return Completion(
-            "".join(piece.text for piece in pieces), tokens, pieces[-1].finish or "", len(self._request.prompt),
-            first - start, self._events[-1].at_s - start,
-            tuple(scored for piece in pieces for scored in piece.scored),
-            tuple(scored for event in self._events for scored in event.prompt_scored),
-        )  # fmt: skip
-
-    def finish(self) -> Completion:
-        for _ in self.pieces():
-            pass
-        return self.completion()
-
-    def score(self) -> Score:
-        done = self.finish()
-        return Score(self._request.prompt, tuple(s.logprob for s in done.prompt_scored), done.prompt_scored)
-
-    def cancel(self) -> None:
-        if not self.is_done and not self._is_cancelled:
-            self._is_cancelled = True
-            self._client.cancel(self._request.id)
-
-    def _piece(self, event: TokenEvent) -> Piece:
-        finish = event.finish
-        if self._detokenizer is None:
-            return Piece("", event.tokens, event.scored, finish)
-        shown = event.tokens[:-1] if finish == "stop" else event.tokens  # the stop id itself is not text
-        text = self._stop.push(self._detokenizer.push(shown) + (self._detokenizer.flush() if finish else ""))
-        if self._stop.matched is not None:
-            return Piece(text, event.tokens, event.scored, "stop")
-        return Piece(text + (self._stop.flush() if finish else ""), event.tokens, event.scored, finish)
-
-    def _close_early(self, event: TokenEvent) -> None:
-        if event.finish is None:  # a stop string ended it; the engine does not know yet
-            self._client.cancel(self._request.id)
-
-
-class AsyncLLM:
-    """LLM for asyncio: the same engine process, answers as async iterators."""
-
-    def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
-        self.llm = LLM(model, **options)
-
-    async def stream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Piece]:
-        """Pieces of one answer; leaving the loop early cancels the request."""
-        pieces = self.llm.stream(prompt, **options)
-        async for piece in _drained(pieces):
-            yield piece
-
-    async def stream_chat(self, messages: Sequence[Message], **options: Any) -> AsyncIterator[Piece]:
-        """As stream, through the chat template."""
-        async for piece in _drained(self.llm.stream_chat(messages, **options)):
-            yield piece
-
-    async def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
-        return await asyncio.to_thread(self.llm.generate, prompts, **options)
-
-    async def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
-        return await asyncio.to_thread(self.llm.chat, messages, **options)
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self.llm.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-async def _drained(pieces: Iterator[Piece]) -> AsyncIterator[Piece]:
-    """A blocking iterator, each step in a thread; closed when the reader goes away."""
-    try:
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
-    finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            await asyncio.to_thread(close)
-
-
 def _begin() -> ClientNote:
     return ClientNote(time.perf_counter(), {})
-
-
-def _config(model: str, options: Mapping[str, Any]) -> EngineConfig:
-    unknown = set(options) - set(EngineConfig.__struct_fields__)
-    if unknown:
-        known = ", ".join(field for field in EngineConfig.__struct_fields__ if field != "model")
-        raise UserError(f"unknown engine option {', '.join(sorted(unknown))}. Known: {known}.")
-    config = msgspec.structs.replace(EngineConfig(model=model), **options)
-    config.check()
-    return config
-
-
-def _sampling(sampling: Sampling | None, settings: Mapping[str, Any]) -> Sampling:
-    unknown = set(settings) - set(Sampling.__struct_fields__)
-    if unknown:
-        raise UserError(
-            f"unknown sampling setting {', '.join(sorted(unknown))}. Known: {', '.join(Sampling.__struct_fields__)}."
-        )
-    return msgspec.structs.replace(sampling or Sampling(), **settings)
-
-
-def _split(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of _start_ids; everything else is a sampling setting."""
-    own = {key: options[key] for key in ("max_tokens", "stop", "ignore_stop", "choice") if key in options}
-    settings = {key: value for key, value in options.items() if key not in own and key != "sampling"}
-    return own | {"service": _service(settings), "sampling": _sampling(options.get("sampling"), settings)}
-
-
-def _service(settings: dict[str, Any]) -> dict[str, Any]:
-    """What policies go by, taken out of the settings."""
-    return {key: settings.pop(key) for key in SERVICE if key in settings}
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many: text is one, and so is a flat list of ids."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]

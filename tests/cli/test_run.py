@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
+from ridgeline.answer import Piece
 from ridgeline.cli.conversation import Asked, answer_once, chat
 from ridgeline.cli.screen import Screen
 from ridgeline.kit.errors import CapacityError
-from ridgeline.llm import LLM, Piece
+from ridgeline.llm import LLM
 from ridgeline.state.request import Sampling
 
 SMALL = ("--max-tokens", "6", "--kv-bytes", "4M")

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ridgeline.answer import Piece
 from ridgeline.kit.errors import UserError
-from ridgeline.llm import LLM, Piece
+from ridgeline.llm import LLM
 from ridgeline.perf.ledger import RunLedger
 from ridgeline.perf.observe import Seen
 from ridgeline.perf.request_verdict import judge_request
