@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ridgeline.cluster.exchange import Exchange, Greeting, introduce
+from ridgeline.cluster.children import introduce
+from ridgeline.cluster.door import DescriptorDoor, Greeting
+from ridgeline.cluster.exchange import Exchange
 from ridgeline.engine.engine import Engine
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.request import Request
@@ -27,7 +29,9 @@ class Pair:
         self.engines: list[Engine] = [
             TinyEngine(model, **(options | apart.get(name, {}))).engine for name in ("first", "second")
         ]
-        self.exchanges = [Exchange(engine, door) for engine, door in zip(self.engines, theirs, strict=True)]
+        self.exchanges = [
+            Exchange(engine, DescriptorDoor(door)) for engine, door in zip(self.engines, theirs, strict=True)
+        ]
         self.greeting = Greeting(LINK, gives=True, slot_bytes=self.block_bytes, rate=rate, buffer=buffer)
         self.events: list[TokenEvent] = []
 

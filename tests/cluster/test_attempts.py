@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import Any
 
 from ridgeline.cluster.cluster import Cluster
+from ridgeline.cluster.door import Greeting
 from ridgeline.engine.client import EngineStopped
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.place import make_place
@@ -51,15 +51,25 @@ class Written:
         self.is_running = False
 
 
+class Desk:
+    """Launches nothing."""
+
+    def start(self, name: str, config: EngineConfig, on_stop: Callable[[RidgelineError], None]) -> Any:
+        return Written(on_stop)
+
+    def link(self, giver: str, taker: str, greeting: Greeting) -> None:
+        pass
+
+    def forget(self, name: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def written(place: str) -> tuple[Cluster, dict[str, Written]]:
-    engines: list[Written] = []
-
-    def start(config: EngineConfig, door: socket.socket, stop: Callable[[RidgelineError], None]) -> Any:
-        engines.append(Written(stop))
-        return engines[-1]
-
     config = EngineConfig(model="none")
-    cluster = Cluster(make_place(place), {"prefill": config, "decode": config}, start)
+    cluster = Cluster(make_place(place), {"prefill": config, "decode": config}, Desk())
     return cluster, {name: node.client for name, node in cluster._nodes.items()}  # type: ignore[misc]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
-
 import msgspec
 
 from ridgeline.engine.bill import memory_left
@@ -12,7 +9,7 @@ from ridgeline.engine.build import bill
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.place import Place, make_place
-from ridgeline.kit.errors import RidgelineError, UserError
+from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import describe, record
 from ridgeline.ops.batch import BatchShape
@@ -21,6 +18,7 @@ from ridgeline.run.estimate import Estimator
 from ridgeline.run.machine import load_or_measure, usable_cores
 
 from .balance import Balance
+from .children import Children
 from .cluster import DECODE, PREFILL, Cluster
 from .reschedule import MoveCost, Rescheduler, Rules, StepLine
 
@@ -35,11 +33,8 @@ def connect(config: EngineConfig, command: tuple[str, ...] | None = None) -> Eng
     if not place.is_apart:
         return EngineClient(config, command=command)
 
-    def start(own: EngineConfig, door: socket.socket, on_stop: Callable[[RidgelineError], None]) -> EngineClient:
-        return EngineClient(own, command=command, door=door, on_stop=on_stop)
-
     configs = configs_of(config, place)
-    return Cluster(place, configs, start, balance_of(configs[DECODE], place))
+    return Cluster(place, configs, Children(place.link, command), balance_of(configs[DECODE], place))
 
 
 def balance_of(config: EngineConfig, place: Place) -> Balance | None:

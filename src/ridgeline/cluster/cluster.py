@@ -8,9 +8,8 @@ none is left, its requests end with an error that says so. Nobody waits for ever
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,25 +24,23 @@ from ridgeline.state.messages import EngineFacts, Pulse
 from ridgeline.state.request import Request
 
 from .balance import Balance
-from .exchange import Greeting, introduce
+from .door import Greeting
 from .journey import Journey
+from .launcher import Launcher
 from .router import ROUTERS, Router
 
 PREFILL, DECODE = KINDS = ("prefill", "decode")
 
-Start = Callable[[EngineConfig, socket.socket, Callable[[RidgelineError], None]], EngineClient]
-
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One engine. client None: not running (now). door: our end of what it hears of others through."""
+    """One engine. client None: not running (now)."""
 
     name: str
     kind: str
     config: EngineConfig
     restarts_left: int
     client: EngineClient | None = None
-    door: socket.socket | None = None
     is_starting: bool = False
     born: int = 0  # how often it was started
     stillborn: int = 0  # of these starts, the one that had ended before anybody could know it
@@ -57,10 +54,10 @@ class Cluster:
     """Has what EngineClient has: facts, submit_to, cancel, account, close. Thread-safe."""
 
     def __init__(
-        self, place: Place, configs: Mapping[str, EngineConfig], start: Start, balance: Balance | None = None
+        self, place: Place, configs: Mapping[str, EngineConfig], launcher: Launcher, balance: Balance | None = None
     ) -> None:
         """configs: of the engines of each of KINDS. balance: who moves between decode engines; None: nobody."""
-        self.place, self._start, self._balance = place, start, balance
+        self.place, self._launcher, self._balance = place, launcher, balance
         self._lock = threading.RLock()
         self._turn = threading.Lock()  # one links at a time
         self._journeys: dict[str, Journey] = {}
@@ -122,8 +119,7 @@ class Cluster:
         for node in nodes:
             if node.client is not None:
                 node.client.close(timeout_s)
-            if node.door is not None:
-                node.door.close()
+        self._launcher.close()
         for journey in journeys:
             journey.deliver(self._closed)
 
@@ -389,16 +385,9 @@ class Cluster:
 
     def _bear(self, node: Node) -> None:
         """Start the process of a node; it takes no requests before it is linked."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         born = node.born = node.born + 1
-        with theirs:
-            try:
-                client = self._start(node.config, theirs, lambda error: self._died(node, born, error))
-            except BaseException:
-                ours.close()
-                raise
+        client = self._launcher.start(node.name, node.config, lambda error: self._died(node, born, error))
         with self._lock:
-            node.door = ours
             node.client, node.is_starting = client, False
             is_late, is_dead = self._closed is not None, node.stillborn == born
         if is_late:
@@ -425,15 +414,13 @@ class Cluster:
                 is_alive = giver.client is not None and taker.client is not None
                 if not is_alive or (broken and broken != f"{taker.name}/{number}"):
                     return
-                giving, taking, facts = giver.door, taker.door, self._engine_facts(taker)
+                facts = self._engine_facts(taker)
                 self._links[pair] = number + 1
             greeting = Greeting(
                 f"{taker.name}/{number + 1}", gives=True, rate=self.place.rate, buffer=self.place.buffer,
                 slot_bytes=facts.block_bytes,
             )  # fmt: skip
-            with contextlib.suppress(OSError):  # one died just now; _died knows
-                if giving is not None and taking is not None:
-                    introduce(giving, taking, greeting, self.place.link)
+            self._launcher.link(giver.name, taker.name, greeting)
 
     def _engine_facts(self, node: Node) -> EngineFacts:
         if node.client is None:
@@ -448,9 +435,8 @@ class Cluster:
             if node.client is None:
                 node.stillborn = born
                 return
-            if node.door is not None:
-                node.door.close()
-            dead, node.client, node.door = node.client, None, None
+            self._launcher.forget(node.name)
+            dead, node.client = node.client, None
             node.is_starting = node.restarts_left > 0
             node.restarts_left -= node.is_starting
             met = [

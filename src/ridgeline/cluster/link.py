@@ -54,7 +54,7 @@ class InStream:
 
 
 class Link:
-    """bytes_sent: payloads only. rate: bytes a second of payloads that it does not exceed; 0: no limit."""
+    """bytes_sent, bytes_received: of payloads. rate: bytes of them a second that it does not exceed; 0: no limit."""
 
     def __init__(self, connection: socket.socket, carriage: Carriage, *, rate: float = 0.0) -> None:
         self._connection, self._carriage, self.rate = connection, carriage, rate
@@ -62,7 +62,8 @@ class Link:
         self._lock = threading.Lock()
         self._sent = self._received = 0
         self._free_at = 0.0  # when a throttled link has sent what it was given
-        self.bytes_sent = 0
+        self.bytes_sent = self.bytes_received = 0
+        self.is_closed = False
 
     def send(self, message: Message, payload: Bytes | None = None) -> None:
         """Blocks while the way is full. LinkBroken when nobody is there; thread-safe."""
@@ -102,6 +103,7 @@ class Link:
 
     def close(self) -> None:
         """Both directions end; who waits in send or receive gets LinkBroken."""
+        self.is_closed = True
         self._carriage.close()
         with contextlib.suppress(OSError):  # the other end may have been faster
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -117,6 +119,7 @@ class Link:
         else:
             self._carriage.unload(header.slot, into)
         header.check_payload(into)
+        self.bytes_received += into.nbytes
         if header.kind == IN_SLOT:
             with self._lock:
                 packed = pack_header(SLOT_FREE, header.slot, b"", None, self._sent)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Protocol, Self, TypeVar, overload
 
 import msgspec
 
@@ -87,26 +87,34 @@ class Stream:
             yield self.next()
 
 
+class Process(Protocol):
+    """An engine's process, as subprocess.Popen shows it; on any machine."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """subprocess.TimeoutExpired when it has not ended."""
+        ...
+
+    def kill(self) -> None: ...
+
+
 class EngineClient:
     """Starts the engine process and waits until it is ready; raises what kept it from it (UserError, CapacityError)."""
 
     def __init__(
         self, config: EngineConfig, *, command: tuple[str, ...] | None = None, door: socket.socket | None = None,
+        joined: tuple[socket.socket, Process] | None = None,
         on_stop: Callable[[RidgelineError], None] = lambda error: None,
     ) -> None:  # fmt: skip
-        """door: given to the process, for others to be introduced to it. on_stop: told, from the reader thread, that it
-        has ended."""
+        """door: given to the process, for others to be introduced to it. joined: a process that somebody else started,
+        and the connection to it. on_stop: told, from the reader thread, that it has ended."""
         config.check()
         self._on_stop = on_stop
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        command = command or (sys.executable, "-P", "-m", "ridgeline.worker")
-        with theirs:
-            self._process = subprocess.Popen(
-                (*command, "--fd", str(theirs.fileno()), *(("--door", str(door.fileno())) if door is not None else ())),
-                pass_fds=(theirs.fileno(), *((door.fileno(),) if door is not None else ())),
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # our standard output belongs to whoever started us (--json)
-            )
+        ours, self._process = joined or _start(command or (sys.executable, "-P", "-m", "ridgeline.worker"), door)
         self._frames: Frames[FromEngine] = Frames(ours, FromEngine)
         self._lock = threading.Lock()
         self._waiting: dict[str, Deliver] = {}
@@ -309,6 +317,18 @@ class EngineClient:
             self._process.kill()
             self._process.wait()
         self._frames.close()
+
+
+def _start(command: tuple[str, ...], door: socket.socket | None) -> tuple[socket.socket, Process]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        process = subprocess.Popen(
+            (*command, "--fd", str(theirs.fileno()), *(("--door", str(door.fileno())) if door is not None else ())),
+            pass_fds=(theirs.fileno(), *((door.fileno(),) if door is not None else ())),
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # our standard output belongs to whoever started us (--json)
+        )
+    return ours, process
 
 
 def error_of(kind: ErrorKind, text: str) -> RidgelineError:

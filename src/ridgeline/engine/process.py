@@ -10,7 +10,7 @@ import contextlib
 import gc
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -62,6 +62,10 @@ class Exchange(Protocol):
 
     def turn(self) -> list[TokenEvent]:
         """Between two steps: give and take what there is. What there is to tell."""
+        ...
+
+    def report(self) -> dict[str, int]:
+        """Bytes of kept state since the start."""
         ...
 
     def close(self) -> None: ...
@@ -142,7 +146,8 @@ def _take(frames: Frames[ToEngine], engine: Engine, exchange: Exchange | None, m
             if event is not None:
                 frames.send(Tokens((event,)))
         case GetAccount(reset, turn):
-            frames.send(AccountReply(msgspec.Raw(msgspec.msgpack.encode(_account(engine, reset, turn)))))
+            links = {} if exchange is None else {"links": exchange.report()}
+            frames.send(AccountReply(msgspec.Raw(msgspec.msgpack.encode(_account(engine, links, reset, turn)))))
             if turn:
                 give_back()
         case GetPulse():
@@ -168,14 +173,15 @@ def _add(
         frames.send(Failed(kind_of(refusal), str(refusal), request.id))
 
 
-def _account(engine: Engine, reset: bool, turn: bool) -> object:
+def _account(engine: Engine, links: Mapping[str, object], reset: bool, turn: bool) -> object:
+    """links: what its exchange reports."""
     observer = engine.observer
     table, forget = getattr(observer, "table", None), getattr(observer, "reset", None)
     if table is None or forget is None:
         return {}
     account: object = table()
     if isinstance(account, msgspec.Struct) and hasattr(account, "memory"):
-        account = msgspec.structs.replace(account, memory=engine.scheduler.memory.report())
+        account = msgspec.structs.replace(account, memory={**engine.scheduler.memory.report(), **links})
         if engine.chooser is not None and hasattr(account, "choices"):
             account = msgspec.structs.replace(account, choices=engine.chooser.report())
     if reset:
