@@ -26,6 +26,7 @@ from ridgeline.models.load import describe, record
 from ridgeline.run.break_even import LoadOrCompute
 from ridgeline.run.costs import StepCosts
 from ridgeline.run.machine import load_or_measure
+from ridgeline.run.noise import CpuWatch
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.request import Request
 
@@ -53,57 +54,60 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
     config = EngineConfig(model, threads=1, **options)
     program = record(describe(model), make_storage(config.storage))
     parcel_bytes = held_bytes(program.kv_groups, tokens)
-    per_token = parcel_bytes // tokens
     machine = load_or_measure(1)
-    even = LoadOrCompute(StepCosts({"model": program}, lambda: machine), per_token, lambda tier: 1.0)
+    even = LoadOrCompute(StepCosts({"model": program}, lambda: machine), parcel_bytes // tokens, lambda tier: 1.0)
+    overlaps = 2 - 1 / PARTS  # times computing: once again, and what it hides
     with EngineClient(config) as client:
-        one_way(client, tokens, 1)
-        alone = [one_way(client, tokens, salt) for salt in range(2, 2 + repeats)]
+        first, again = one_way(client, tokens, 1), one_way(client, tokens, 2)
+        centre = parcel_bytes / overlaps / min(first["first_s"], again["first_s"])
+        rates = [max(centre * factor, 1e4) for factor in factors]
+        watch = CpuWatch()
+        alone, free_ways, *ways = _ways(client, model, tokens, [0.0, *rates], repeats, options)
     step_s = statistics.median(one["next_s"] for one in alone)
     compute_s = statistics.median(one["first_s"] for one in alone) - step_s
-    hidden_s = compute_s * (1 - 1 / PARTS)
-    rates = [max(parcel_bytes / (compute_s + hidden_s) * factor, 1e4) for factor in factors]
-    ways = _ways(model, tokens, [0.0, *rates], repeats, options)
-    free = ways[0]
-    predicted = parcel_bytes / (compute_s + hidden_s - free + step_s)
-    estimated = parcel_bytes / (even.compute_s(tokens) * (2 - 1 / PARTS))  # before anything ran: no free way known
+    free = statistics.median(one["next_s"] for one in free_ways)
+    predicted = parcel_bytes / (overlaps * compute_s - free + step_s)
+    estimated = parcel_bytes / (overlaps * even.compute_s(tokens))  # before anything ran: no free way known
     rows = []
-    for rate, way in zip(rates, ways[1:], strict=True):
-        expected_s = max(parcel_bytes / rate - hidden_s, 0.0) + free
-        rows.append({"rate": rate, "way_s": way, "expected_s": expected_s, "ratio": way / expected_s})
-    found = _crossing([(row["rate"], row["way_s"] - step_s) for row in rows], compute_s)
+    for rate, found in zip(rates, ways, strict=True):
+        way = statistics.median(one["next_s"] for one in found)
+        expected_s = max(parcel_bytes / rate - (overlaps - 1) * compute_s, 0.0) + free
+        rows.append({"rate": rate, "way_s": way, "first_s": statistics.median(one["first_s"] for one in found),
+                     "expected_s": expected_s, "ratio": way / expected_s})  # fmt: skip
+    crossing = _crossing([(row["rate"], row["way_s"] - step_s) for row in rows], compute_s)
     for row in rows:
         print(
-            f"{kv} {row['rate'] / 1e6:8.2f} MB/s: {row['way_s'] * 1e3:7.1f} ms, expected "
-            f"{row['expected_s'] * 1e3:7.1f} ms, ratio {row['ratio']:.3f}"
+            f"{kv} {row['rate'] / 1e6:8.2f} MB/s: first token {row['first_s'] * 1e3:6.0f} ms, from it to the second "
+            f"{row['way_s'] * 1e3:7.1f} ms, expected {row['expected_s'] * 1e3:7.1f} ms, ratio {row['ratio']:.3f}"
         )
     print(
         f"{kv}: {tokens} tokens, {parcel_bytes / 1e6:.2f} MB; computing them: estimated "
         f"{even.compute_s(tokens) * 1e3:.0f} ms, measured {compute_s * 1e3:.0f} ms; free way {free * 1e3:.0f} ms, of "
         f"it the step {step_s * 1e3:.0f} ms; break-even: estimated {estimated / 1e6:.2f} MB/s, "
-        f"by the measured time {predicted / 1e6:.2f} MB/s, found on the link {found / 1e6:.2f} MB/s"
+        f"by the measured time {predicted / 1e6:.2f} MB/s, found on the link {crossing / 1e6:.2f} MB/s "
+        f"({crossing / predicted - 1:+.1%})"
     )
     return {
-        "kv": kv, "tokens": tokens, "bytes_per_token": per_token, "parcel_bytes": parcel_bytes,
+        "kv": kv, "tokens": tokens, "parcel_bytes": parcel_bytes, "foreign_cpu_share": watch.foreign_cpu_share(),
         "estimated_compute_s": even.compute_s(tokens), "measured_compute_s": compute_s, "free_way_s": free,
-        "step_s": step_s, "rows": rows,
-        "break_even_bytes_per_s": {
-            "estimated": estimated, "from measured compute": predicted, "found": found,
-        },
+        "step_s": step_s, "rows": rows, "rounds": [alone, free_ways, *ways],
+        "break_even_bytes_per_s": {"estimated": estimated, "from measured compute": predicted, "found": crossing},
     }  # fmt: skip
 
 
-def _ways(model: str, tokens: int, rates: list[float], repeats: int, options: dict[str, Any]) -> list[float]:
-    """Median seconds from the first token to the second over a link of each rate; 0: unthrottled. Links take turns, so
-    that whatever drifts drifts for all."""
+def _ways(
+    alone: Any, model: str, tokens: int, rates: list[float], repeats: int, options: dict[str, Any]
+) -> list[list[dict[str, float]]]:
+    """One engine alone, then a pair over a link of each rate (0: unthrottled), by round. They take turns, so that
+    whatever drifts drifts for all."""
     places = ["disaggregated:link=tcp,threads=1+1" + (f",rate={rate:.0f}" if rate else "") for rate in rates]
     with contextlib.ExitStack() as stack:
-        engines = [stack.enter_context(LLM(model, place=place, **options)) for place in places]
-        found: list[list[float]] = [[] for _ in engines]
-        for salt in range(1, 2 + repeats):
+        engines = [alone, *(stack.enter_context(LLM(model, place=place, **options)) for place in places)]
+        found: list[list[dict[str, float]]] = [[] for _ in engines]
+        for salt in range(3, 4 + repeats):
             for times, llm in zip(found, engines, strict=True):
-                times.append(one_way(llm, tokens, salt)["next_s"])
-    return [statistics.median(times[1:]) for times in found]
+                times.append(one_way(llm, tokens, salt))
+    return [times[1:] for times in found]
 
 
 def _crossing(points: list[tuple[float, float]], level: float) -> float:

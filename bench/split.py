@@ -2,11 +2,13 @@
 order each do to answers.
 
     python bench/split.py curves SmolLM2-135M-Instruct.Q4_1.gguf
-    python bench/split.py ablation SmolLM2-135M-Instruct.Q4_1.gguf [--rates 1.0,1.6] [--repeats 3] [--keep FILE]
+    python bench/split.py ablation SmolLM2-135M-Instruct.Q4_1.gguf [--rates 1.0,1.6] [--repeats 2] [--keep FILE]
+                                                                       [--seconds 100]
 
 curves: steps of a prompt and of answers, on 1 and 2 threads, the other stream busy or idle; predicted beside measured.
 ablation: partition and order, each alone and both, on one mixed workload; TTFT, and TBT (from token to token). Rounds
-are interleaved; --keep lets a campaign go on later. Last line of stdout: one JSON document.
+are interleaved; after --seconds no run is begun, and with --keep the next call goes on there. Last line of stdout:
+one JSON document.
 """
 
 from __future__ import annotations
@@ -174,19 +176,27 @@ def jobs_of(rate: float, repetition: int, count: int = 16) -> list[Job]:
 
 
 def config_of(model: str, row: str, chunk: int) -> EngineConfig:
+    """Without shared beginnings: the same requests come at every rate."""
     return EngineConfig(
-        model, threads=2, context=2048, max_sequences=32, kv_bytes=512 << 20, chunk=chunk, step_tokens=512, **ROWS[row]
-    )
+        model, threads=2, context=2048, max_sequences=32, kv_bytes=512 << 20, chunk=chunk, step_tokens=512,
+        prefix=False, **ROWS[row],
+    )  # fmt: skip
 
 
-def ablation(model: str, rates: list[float], repeats: int, chunk: int, keep: Path | None) -> dict[str, Any]:
-    """Rows in turns; a turn that is kept already is not run again."""
+def ablation(
+    model: str, rates: list[float], repeats: int, chunk: int, keep: Path | None, seconds: float
+) -> dict[str, Any]:
+    """Rows in turns; a turn that is kept already is not run again, and none is begun after so many seconds."""
+    ends = time.perf_counter() + seconds
     kept = [json.loads(line) for line in keep.read_text().splitlines()] if keep is not None and keep.exists() else []
     done = {(one["row"], one["rate"], one["repetition"]) for one in kept}
     wanted = [one for one in itertools.product(range(repeats), rates, ROWS) if (one[2], one[1], one[0]) not in done]
     clients: dict[str, EngineClient] = {}
     try:
-        for repetition, rate, row in wanted:
+        for number, (repetition, rate, row) in enumerate(wanted):
+            if time.perf_counter() > ends:
+                print(f"{len(wanted) - number} runs left")
+                return {"runs": kept}
             if row not in clients:
                 clients[row] = EngineClient(config_of(model, row, chunk))
                 replay(clients[row], [Job(tuple(range(100, 164)), 4)] * 2)
@@ -239,7 +249,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--rates", default="1.0,1.6", help="requests a second")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1e9, help="after which no run is begun")
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--keep", type=Path, help="a file of runs that are done; more are added")
     asked = parser.parse_args()
@@ -247,7 +258,7 @@ def main() -> None:
         result = curves(asked.model, asked.rounds)
     else:
         rates = [float(rate) for rate in asked.rates.split(",")]
-        result = ablation(asked.model, rates, asked.repeats, asked.chunk, asked.keep)
+        result = ablation(asked.model, rates, asked.repeats, asked.chunk, asked.keep, asked.seconds)
     machine = load_or_measure(2)
     print(json.dumps({"what": asked.what, "model": asked.model, "machine": machine.fingerprint.cpu, **result}))
 
