@@ -22,8 +22,9 @@ from safetensors.numpy import save_file
 from ridgeline.engine.build import build
 from ridgeline.engine.config import EngineConfig
 from ridgeline.kit.errors import UserError
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
+from ridgeline.memory.storage.storage import BLOCK_STORAGES, BLOCK_TOKENS, STORAGES, make_storage
 from ridgeline.models.load import load
+from ridgeline.ops.protocols import BlockStorage
 from ridgeline.schedule.policy import POLICIES
 from ridgeline.state.request import Request, Sampling
 
@@ -58,7 +59,7 @@ def seams(dense: str, smaller: str) -> dict[str, list[Entry]]:
     formats = ("bf16", "f32", "f16", "q8_0", "q4_1", "q4_0", "q5_0", "int8", "int4", "fp8")
     return {
         "policy": entries("policy", "policy", default_first("fcfs", POLICIES), is_same=True),
-        "storage": entries("storage", "kv", default_first("bf16", STORAGES), is_same=False),
+        "storage": entries("storage", "kv", default_first("bf16", (*STORAGES, *BLOCK_STORAGES)), is_same=False),
         "retention": entries(
             "retention", "keep", ("all", "window:64", "sinks:4+window:60", "h2o:32+window:32"), is_same=False
         ),
@@ -111,13 +112,14 @@ def requests() -> list[Request]:
 
 def run(options: dict[str, Any]) -> Outcome:
     """The requests, arriving a few steps apart, with every invariant checked after every step."""
-    storage = STORAGES.get(options.get("kv", "bf16"))
+    storage = make_storage(options.get("kv", "bf16"))
     per_token = 2 * storage.bytes_per_token(3, 64)  # the cut has two layers of three kv heads
+    near = 2 * storage.recent.bytes_per_token(3, 64) if isinstance(storage, BlockStorage) else 0
     if "h2o" in options.get("keep", ""):
         per_token += 2 * 3 * 4  # attention mass, f32 a layer and kv head
     config = {
         "kv": "bf16", "weights": "bf16", "prefix": False, "threads": 1, "context": CONTEXT, "max_sequences": 4,
-        "step_tokens": 48, "kv_bytes": POOL_BLOCKS * BLOCK_TOKENS * per_token,
+        "step_tokens": 48, "kv_bytes": POOL_BLOCKS * BLOCK_TOKENS * (per_token + near),
     }  # fmt: skip
     try:
         engine = build(EngineConfig(**(config | options)))

@@ -52,6 +52,22 @@ def test_the_same_ids_when_drawn_and_when_others_begin_alike(case: Case) -> None
     assert report(engine)["tokens shared"] == 4 * 128  # whole blocks of 64
 
 
+def test_beginnings_that_part_inside_a_block_do_not_share_its_pages(case: Case) -> None:
+    """Tokens of a block share scales: its first pages are other pages when its last tokens are others."""
+    requests = [request(f"r{i}", prompt_of(50, 90 + i, i)) for i in range(4)]
+    case.check(requests, [0, 9, 9, 30], chunk=48)
+    engine = TinyEngine(**{"model": case.model} | case.options)
+    for one in requests:
+        engine.engine.add(one)
+    codes, _ = engine.engine.scheduler.memory.pools
+    most = 0
+    while engine.engine.has_work:
+        engine.engine.step()
+        most = max(most, codes.held_blocks)
+    assert most == 4 * 2 * 64 // 16
+    engine.engine.close()
+
+
 def test_preempted_sequences_go_on_with_the_same_ids(case: Case) -> None:
     """A pool in which four cannot grow to their ends; what they had in whole blocks stays cached."""
     requests = [Request(f"r{i}", prompt_of(0, 60, i), 90, ignore_stop=True) for i in range(4)]

@@ -16,7 +16,7 @@ from ridgeline.memory.pool import BlockPool
 from ridgeline.memory.recurrent_memory import RecurrentMemory
 from ridgeline.memory.recurrent_pool import RecurrentPool
 from ridgeline.memory.storage.recurrent import STORAGE as RECURRENT
-from ridgeline.memory.storage.storage import BLOCK_TOKENS, make_storage
+from ridgeline.memory.storage.storage import make_storage
 from ridgeline.memory.tiers import Tiers
 from ridgeline.models.load import LoadedModel, describe, load, record
 from ridgeline.ops.program import Program
@@ -27,10 +27,11 @@ from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.run.runner import Runner
 from ridgeline.state.ports import BreakEven, SequenceMemory
 
-from .bill import MemoryBill, kv_block_bytes, make_bill, reference_bound, step_limits
+from .bill import MemoryBill, make_bill, reference_bound, step_limits
 from .config import EngineConfig
 from .needs import check_follows, check_needs
 from .place import make_place
+from .sizing import block_bytes, bytes_for
 
 COMPANION_SHARE = 0.2  # of what is free, at most, for the KV of a program that follows the model
 
@@ -87,12 +88,13 @@ def describe_companion(config: EngineConfig, model: str, left: int) -> Described
     """A second program that follows the model's sequences: its own weights and KV, the same limits of a step."""
     described = describe(model, weights=config.weights)
     own = msgspec.structs.replace(config, model=model, spec=None, keep="all", reference=())
-    check_follows(record(described, make_storage(config.storage)))
-    per_block = kv_block_bytes(own, described.spec)
+    program = record(described, make_storage(config.storage))
+    check_follows(program)
     context = min(config.context or described.spec.context, described.spec.context)
-    tokens = config.max_sequences * context
-    kv_bytes = min(tokens // BLOCK_TOKENS * per_block, int(COMPANION_SHARE * left))
-    own = msgspec.structs.replace(own, kv_bytes=max(kv_bytes, per_block), context=context)
+    wanted = config.max_sequences * bytes_for(program.kv_groups, context, config.most_step_tokens)
+    kv_bytes = min(wanted, int(COMPANION_SHARE * left))
+    least = sum(map(block_bytes, program.kv_groups))
+    own = msgspec.structs.replace(own, kv_bytes=max(kv_bytes, least), context=context)
     return describe_program(own, left)
 
 

@@ -1,4 +1,5 @@
-"""PrefixTree: which computed blocks begin which texts (C5, C6). A node is 16 tokens after those of its parent.
+"""PrefixTree: which computed blocks begin which texts (C5, C6). A node is 16 tokens after those of its parent; where
+tokens are kept in codes together (`grain` of them), its key says all of them: their pages differ with any one of them.
 
 Owns nodes, their order of last use, and the promises of running sequences to compute some soon; blocks stay the
 pools'. One root a tenant (salt). A tail node has fewer than 16 tokens and is only ever copied from (C4).
@@ -10,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ridgeline.kit.errors import InvariantError
@@ -40,7 +41,7 @@ class Node:
         self.order: list[Tokens] = []  # keys of children, sorted
         self.promised = self.residents = self.used = 0
         self.saved = -1
-        self.depth: int = len(tokens) + (parent.depth if parent is not None else 0)
+        self.depth: int = min(len(tokens), BLOCK_TOKENS) + (parent.depth if parent is not None else 0)
 
     @property
     def is_ready(self) -> bool:
@@ -88,8 +89,8 @@ class Match:
 class PrefixTree:
     """All pools (one a group) hold the blocks of a node together. evicted: nodes that left the pools."""
 
-    def __init__(self, pools: tuple[BlockPool, ...], tiers: Tiers | None = None) -> None:
-        self.pools, self.tiers = pools, tiers
+    def __init__(self, pools: tuple[BlockPool, ...], tiers: Tiers | None = None, grain: int = BLOCK_TOKENS) -> None:
+        self.pools, self.tiers, self.grain = pools, tiers, grain
         self.evicted = 0
         self._roots: dict[str, Node] = {}
         self._salts: dict[Node, str] = {}
@@ -104,6 +105,10 @@ class PrefixTree:
             self._salts[node] = salt
         return node
 
+    def key(self, tokens: Sequence[int], at: int) -> Tokens:
+        """Of the node whose tokens begin at `at`: all up to the end of its grain."""
+        return tuple(tokens[at : (at // self.grain + 1) * self.grain])
+
     def match(self, salt: str, tokens: Tokens, limit: int) -> Match:
         """The longest beginning of tokens[:limit] that is here."""
         node = self._roots.get(salt)
@@ -112,7 +117,7 @@ class PrefixTree:
         path: list[Node] = []
         at = 0
         while at + BLOCK_TOKENS <= limit:
-            child = node.children.get(tokens[at : at + BLOCK_TOKENS])
+            child = node.children.get(self.key(tokens, at))
             if child is None or not child.is_ready:
                 break
             path.append(child)
@@ -120,7 +125,7 @@ class PrefixTree:
         tail, count = node.nearest(tokens[at : min(at + BLOCK_TOKENS, limit)], ready=True)
         promised = at
         while promised + BLOCK_TOKENS <= limit:
-            child = node.children.get(tokens[promised : promised + BLOCK_TOKENS])
+            child = node.children.get(self.key(tokens, promised))
             if child is None or not (child.is_ready or child.promised):
                 break
             node, promised = child, promised + BLOCK_TOKENS
@@ -136,7 +141,7 @@ class PrefixTree:
         if match.promised > match.tokens:
             return "still being computed"
         at = len(match.path) * BLOCK_TOKENS
-        key = tokens[at : at + BLOCK_TOKENS]
+        key = self.key(tokens, at)
         node = match.path[-1] if match.path else self._roots.get(salt)
         if hash((node.mark if node else hash(salt), key)) in self._gone:
             return "evicted"

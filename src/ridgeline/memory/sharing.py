@@ -61,7 +61,7 @@ class Sharing:
         self.pools, self.program = pools, program
         self.reaches = reaches or (Reach(),) * len(pools)
         self.grain = grain_of(self.reaches)
-        self.tree = PrefixTree(pools, tiers)
+        self.tree = PrefixTree(pools, tiers, self.grain)
         self.tiers = self.tree.tiers
         self.copied = 0
         self.moves: list[Transfer] = tiers.moves if tiers is not None else []  # one list: their order is kept
@@ -129,7 +129,7 @@ class Sharing:
         node = self._last(held)
         until = len(tokens) if self.grain == BLOCK_TOKENS else len(tokens) // self.grain * self.grain
         for begin in range(held.shared_tokens, until, BLOCK_TOKENS):
-            node = self.tree.promise(node, tokens[begin : begin + BLOCK_TOKENS])
+            node = self.tree.promise(node, self.tree.key(tokens, begin))
             held.promises.append(node)
 
     # -- progress
@@ -138,7 +138,7 @@ class Sharing:
         """Whole blocks of the first `computed` tokens are there for everybody."""
         while held.shared_tokens + BLOCK_TOKENS <= computed // self.grain * self.grain:
             index, begin = len(held.path), held.shared_tokens
-            tokens, own = tuple(known[begin : begin + BLOCK_TOKENS]), held.blocks_at(index)
+            tokens, own = self.tree.key(known, begin), held.blocks_at(index)
             if held.tail is not None:
                 node, held.tail = self.tree.extend(held.tail, tokens), None
             else:
