@@ -1,8 +1,8 @@
 """CPU time of attention by KV storage.   python bench/attention.py [--heads 9,3,64] [--isa avx512]
 
-One thread, 8 layers (so that KV does not sit in the nearest cache), smallest of many: decoding one token, chunks of
-256 and 512, 16 tokens as a chain and as a tree, and decoding where attention mass is kept. Thread time, so that other
-work on the machine counts little. The last line is one JSON document.
+One thread, 8 layers (so that KV does not sit in the nearest cache), smallest of many: decoding one token, a prompt of
+512 and chunks of 256 and 512 behind others, 16 tokens as a chain and as a tree, and decoding where attention mass is
+kept. Thread time, so that other work on the machine counts little. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -104,16 +104,21 @@ def main() -> int:
     shape = tuple(int(part) for part in options.heads.split(","))
     rows = []
     print(f"{options.isa}, heads {options.heads}; microseconds a layer")
-    titles = ("1 @ 1024", "1 @ 4096", "256 @ 1024", "512 @ 3584", "chain 16", "tree 16", "1 @ 1024, mass")
-    widths = (10, 10, 12, 12, 10, 10, 16)
+    titles = (
+        "1 @ 512", "1 @ 1024", "1 @ 4096", "512 @ 0", "256 @ 1024", "512 @ 3584", "chain 16", "tree 16",
+        "1 @ 1024, mass",
+    )  # fmt: skip
+    widths = (10, 10, 10, 10, 12, 12, 10, 10, 16)
     print(f"{'KV':14}{'bytes/token':>12}" + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)))
     with native.Team(1) as team:
         known = [name for name in STORAGES.names() if STORAGES.get(name).native >= 0]
         for storage in (*known, "hack", "hack:group=32"):
             closes = storage not in known  # keeps chains without mass only
             cells = [
+                Layers(shape, storage, 512, 1).microseconds(team, 600),
                 Layers(shape, storage, 1024, 1).microseconds(team, 400),
                 Layers(shape, storage, 4096, 1).microseconds(team, 200),
+                Layers(shape, storage, 0, 512).microseconds(team, 6),
                 Layers(shape, storage, 1024, 256).microseconds(team, 8),
                 Layers(shape, storage, 3584, 512).microseconds(team, 3),
                 Layers(shape, storage, 1024, 16).microseconds(team, 100),

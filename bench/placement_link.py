@@ -75,6 +75,11 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
         rows.append({"rate": rate, "way_s": way, "first_s": statistics.median(one["first_s"] for one in found),
                      "expected_s": expected_s, "ratio": way / expected_s})  # fmt: skip
     crossing = _crossing([(row["rate"], row["way_s"] - step_s) for row in rows], compute_s)
+    ratios = []  # found to predicted, round by round: the machine's clock swings from one to the next
+    for once, way, *over in zip(alone, free_ways, *ways, strict=True):
+        level = once["first_s"] - step_s
+        points = [(rate, one["next_s"] - step_s) for rate, one in zip(rates, over, strict=True)]
+        ratios.append(_crossing(points, level) * (overlaps * level - way["next_s"] + step_s) / parcel_bytes)
     for row in rows:
         print(
             f"{kv} {row['rate'] / 1e6:8.2f} MB/s: first token {row['first_s'] * 1e3:6.0f} ms, from it to the second "
@@ -85,12 +90,12 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
         f"{even.compute_s(tokens) * 1e3:.0f} ms, measured {compute_s * 1e3:.0f} ms; free way {free * 1e3:.0f} ms, of "
         f"it the step {step_s * 1e3:.0f} ms; break-even: estimated {estimated / 1e6:.2f} MB/s, "
         f"by the measured time {predicted / 1e6:.2f} MB/s, found on the link {crossing / 1e6:.2f} MB/s "
-        f"({crossing / predicted - 1:+.1%})"
+        f"({crossing / predicted - 1:+.1%}; by round {', '.join(f'{ratio - 1:+.1%}' for ratio in ratios)})"
     )
     return {
         "kv": kv, "tokens": tokens, "parcel_bytes": parcel_bytes, "foreign_cpu_share": watch.foreign_cpu_share(),
         "estimated_compute_s": even.compute_s(tokens), "measured_compute_s": compute_s, "free_way_s": free,
-        "step_s": step_s, "rows": rows, "rounds": [alone, free_ways, *ways],
+        "step_s": step_s, "rows": rows, "rounds": [alone, free_ways, *ways], "ratios": ratios,
         "break_even_bytes_per_s": {"estimated": estimated, "from measured compute": predicted, "found": crossing},
     }  # fmt: skip
 
