@@ -232,8 +232,9 @@ class Running:
 
 
 def steps(asked: argparse.Namespace) -> dict[str, Any]:
-    watch = CpuWatch()
     engines = [Running(asked, place) for place in asked.places.split(";")]
+    print("contexts are there", flush=True)  # minutes for long ones; what is measured begins here
+    watch = CpuWatch()
     taken: dict[str, list[float]] = {one.place: [] for one in engines}
     for turn in range(asked.repeats):
         for one in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
