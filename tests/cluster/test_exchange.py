@@ -49,6 +49,20 @@ def pairs() -> Iterator[list[Pair]]:
         pair.close()
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of every payload that any link has sent."""
+    sent: list[int] = []
+    send = Link.send
+
+    def counted(link: Link, message: Any, payload: Any = None) -> None:
+        sent.append(0 if payload is None else payload.nbytes)
+        send(link, message, payload)
+
+    monkeypatch.setattr(Link, "send", counted)
+    return sent
+
+
 def linked(pairs: list[Pair], model: str, **options: Any) -> Pair:
     pair = Pair(model, **options)
     pairs.append(pair)
@@ -98,31 +112,15 @@ def test_windows_of_the_model_travel_too(pairs: list[Pair], tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kv", ["bf16", "int8", "f32"])
-def test_a_parcel_has_the_bytes_of_the_layout(pairs: list[Pair], model: str, kv: str, monkeypatch) -> None:
-    sent: list[int] = []
-    send = Link.send
-
-    def counted(link: Link, message: Any, payload: Any = None) -> None:
-        sent.append(0 if payload is None else payload.nbytes)
-        send(link, message, payload)
-
-    monkeypatch.setattr(Link, "send", counted)
+def test_a_parcel_has_the_bytes_of_the_layout(pairs: list[Pair], model: str, kv: str, sent: list[int]) -> None:
     pair = linked(pairs, model, kv=kv)
     pair.run(requests((100,)))
     assert sum(sent) == 7 * pair.block_bytes == 7 * 16 * pair.engines[0].facts.kv_bytes_per_token
 
 
 @pytest.mark.parametrize("tokens", [20, 64, 100])
-def test_a_parcel_of_closed_blocks_is_smaller(pairs: list[Pair], wide: str, tokens: int, monkeypatch) -> None:
+def test_a_parcel_of_closed_blocks_is_smaller(pairs: list[Pair], wide: str, tokens: int, sent: list[int]) -> None:
     """E7: codes of whole blocks, and in bf16 the sinks and what no block has closed; nothing else travels."""
-    sent: list[int] = []
-    send = Link.send
-
-    def counted(link: Link, message: Any, payload: Any = None) -> None:
-        sent.append(0 if payload is None else payload.nbytes)
-        send(link, message, payload)
-
-    monkeypatch.setattr(Link, "send", counted)
     pair = linked(pairs, wide, kv="hack:group=32", chunk=24)
     asked = requests((tokens,))
     assert pair.run(asked) == alone(wide, asked, kv="hack:group=32")

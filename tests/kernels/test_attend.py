@@ -16,6 +16,7 @@ from ridgeline.kernels import native
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.ops.attend import ATTEND
 
+from .company import assert_same_alone
 from .steps import Heads, Sequence, attend, pool_for
 
 SMALL = Heads(6, 2, 16)
@@ -125,28 +126,9 @@ def test_bits_do_not_depend_on_chunks_splits_tables_or_threads(isa, teams, stora
 @settings(max_examples=40, deadline=None)
 def test_bits_do_not_depend_on_the_other_sequences(teams, lengths, cuts, threads, window, storage) -> None:
     heads = dataclasses.replace(SMALL, window=window, storage=storage)
-    pages = np.random.default_rng(len(lengths)).permutation(6 * len(lengths))
-    sequences = [sequence_of(heads, length, pages[6 * i : 6 * i + 6], seed=i) for i, length in enumerate(lengths)]
-    alone = []
-    for sequence in sequences:
-        _, pool = pool_for(heads, len(pages))
-        alone.append(attend(teams(1), heads, pool, [(dataclasses.replace(sequence), len(sequence.qkv))])[0])
-    _, pool = pool_for(heads, len(pages))
-    together: list[list[np.ndarray]] = [[] for _ in sequences]
-    step = 0
-    while any(s.kept < len(s.qkv) for s in sequences):
-        entries = [
-            (i, s, min(cuts[(step + i) % len(cuts)], len(s.qkv) - s.kept))
-            for i, s in enumerate(sequences)
-            if s.kept < len(s.qkv)
-        ]
-        for (i, _, _), rows in zip(
-            entries, attend(teams(threads), heads, pool, [(s, c) for _, s, c in entries]), strict=True
-        ):
-            together[i].append(rows)
-        step += 1
-    for rows, expected in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(np.concatenate(rows).view(np.uint32), expected.view(np.uint32))
+    pages = np.random.default_rng(len(lengths)).permutation(6 * len(lengths)).reshape(-1, 6)
+    sequences = [sequence_of(heads, length, pages[i], i) for i, length in enumerate(lengths)]
+    assert_same_alone(teams, heads, sequences, cuts, threads, pages.size)
 
 
 @pytest.mark.parametrize("storage", STORED)

@@ -19,6 +19,7 @@ from ridgeline.kit.errors import InvariantError
 from ridgeline.memory.storage.bf16 import narrow, widen
 from ridgeline.memory.storage.storage import make_storage
 
+from .company import assert_same_alone
 from .steps import Heads, Sequence, attend, pool_for
 
 STORED = ("hack:group=64,sinks=4", "hack:group=32,sinks=4", "hack:group=32,sinks=0")
@@ -127,23 +128,9 @@ def test_bits_do_not_depend_on_chunks_splits_tables_or_threads(isa, teams, stora
 @settings(max_examples=20, deadline=None)
 def test_bits_do_not_depend_on_the_other_sequences(teams, lengths, cuts, threads, storage) -> None:
     heads = Heads(6, 2, 64, storage=storage)
-    pages = np.random.default_rng(len(lengths)).permutation(10 * len(lengths))
-    sequences = [sequence_of(heads, length, pages[10 * i : 10 * i + 10], i) for i, length in enumerate(lengths)]
-    alone = []
-    for sequence in sequences:
-        _, pool = pool_for(heads, len(pages))
-        alone.append(attend(teams(1), heads, pool, [(dataclasses.replace(sequence), len(sequence.qkv))])[0])
-    _, pool = pool_for(heads, len(pages))
-    together: list[list[np.ndarray]] = [[] for _ in sequences]
-    step = 0
-    while any(s.kept < len(s.qkv) for s in sequences):
-        due = [(i, s) for i, s in enumerate(sequences) if s.kept < len(s.qkv)]
-        entries = [(s, min(cuts[(step + i) % len(cuts)], len(s.qkv) - s.kept)) for i, s in due]
-        for (i, _), rows in zip(due, attend(teams(threads), heads, pool, entries), strict=True):
-            together[i].append(rows)
-        step += 1
-    for rows, wanted in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(np.concatenate(rows).view(np.uint32), wanted.view(np.uint32))
+    pages = np.random.default_rng(len(lengths)).permutation(10 * len(lengths)).reshape(-1, 10)
+    sequences = [sequence_of(heads, length, pages[i], i) for i, length in enumerate(lengths)]
+    assert_same_alone(teams, heads, sequences, cuts, threads, pages.size)
 
 
 @pytest.mark.parametrize("storage", STORED)

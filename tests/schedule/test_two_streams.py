@@ -9,21 +9,20 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize
 
 from ridgeline.engine.partition import Partition, PartitionOptions
 from ridgeline.engine.streams import StreamsEngine
-from ridgeline.kit.errors import CapacityError, UserError
+from ridgeline.kit.errors import UserError
 from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.remaining import RemainingOptions, RemainingPolicy
 from ridgeline.schedule.streams import MANY, ONE
-from ridgeline.state.event import TokenEvent
 from ridgeline.state.plan import StepPlan, StepResult
 from ridgeline.state.request import Request
 from ridgeline.state.sequence import Sequence
-from tests.engine.scripted import VOCABULARY, Broken, ScriptedRunner, alone, ids_of, run_to_end, scripted_engine
+from tests.engine.scripted import VOCABULARY, Broken, ScriptedRunner, run_to_end, scripted_engine
 
-from .test_any_schedule import requests
+from .any_requests import AnyRequests
 
 BLOCK = 16
 
@@ -75,7 +74,7 @@ def streams_engine(seed: int = 0, **options: Any) -> StreamsEngine:
     )  # fmt: skip
 
 
-class TwoStreams(RuleBasedStateMachine):
+class TwoStreams(AnyRequests):
     @initialize(
         seed=st.integers(0, 1000), blocks=st.integers(1, 12), sequences=st.integers(1, 6),
         extra_tokens=st.integers(0, 40), chunk=st.none() | st.integers(1, 30), prefix=st.booleans(),
@@ -85,50 +84,7 @@ class TwoStreams(RuleBasedStateMachine):
         self.engine = streams_engine(
             sequences=sequences, step_tokens=sequences + extra_tokens, step_logit_rows=sequences + 4, **options
         )
-        self.asked: dict[str, Request] = {}
-        self.events: list[TokenEvent] = []
-
-    @rule(fields=requests)
-    def add(self, fields: dict[str, Any]) -> None:
-        request = Request(f"r{len(self.asked)}", **fields)
-        try:
-            self.engine.add(request)
-        except CapacityError:
-            assert not self.engine.scheduler.memory.fits_ever(request.tokens_most(self.engine.facts.context))
-        else:
-            self.asked[request.id] = request
-
-    @rule(steps=st.integers(1, 12))
-    def step(self, steps: int) -> None:
-        for _ in range(steps):
-            self.events += self.engine.step()
-            self.engine.check()
-
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        if self.asked:
-            event = self.engine.cancel(data.draw(st.sampled_from(sorted(self.asked))))
-            self.events += [event] if event else []
-
-    @invariant()
-    def nothing_lost(self) -> None:
-        if hasattr(self, "engine"):
-            self.engine.check()
-
-    def teardown(self) -> None:
-        if not hasattr(self, "engine"):
-            return
-        self.events += run_to_end(self.engine, limit=20_000)
-        assert self.engine.scheduler.memory.pool.held_blocks == 0
-        ids = ids_of(self.events)
-        for name, request in self.asked.items():
-            ends = [event.finish for event in self.events if event.request == name and event.finish]
-            assert len(ends) == 1
-            expected, finish = alone(request)
-            if ends[0] == "cancelled":
-                assert ids.get(name, ()) == expected[: len(ids.get(name, ()))]
-            else:
-                assert (ids[name], ends[0]) == (expected, finish)
+        self.begin()
 
 
 TestTwoStreams = TwoStreams.TestCase
