@@ -27,6 +27,8 @@ from ridgeline.serve.traces import Traces
 from .screen import Screen
 from .sharing import Share, named, shares
 
+TURN_S = 0.0005  # a thread that computes (a page of the account) yields to the one that serves after so long
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -50,6 +52,7 @@ class Asked:
 
 def serve(asked: Asked, *, json: bool) -> int:
     """Until a signal; returns the exit code."""
+    sys.setswitchinterval(TURN_S)
     screen = Screen(json)
     keys = _keys(asked)
     if not keys and not _is_local(asked.host):

@@ -5,8 +5,9 @@ Called by chat.py and completions.py, which only know shapes.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request as HttpRequest
@@ -20,13 +21,12 @@ from .answers import Account
 from .choice import Delta
 from .events import EventStream, frame, json_response
 from .fields import Generation
-from .job import Deadlines, Job
+from .job import Deadlines, Heard, Job
 from .reading import read_body
 from .refusal import Refusal, engine_down, invalid
 from .served import Served
 from .shape import Shape
-
-Came = tuple[int, Delta, TokenEvent]
+from .wire import Wire
 
 
 def chosen(request: HttpRequest, name: str | None) -> Served:
@@ -97,30 +97,35 @@ async def answer(request: HttpRequest, shape: Shape, note: ClientNote) -> Respon
     is_streaming = False
     await job.begin(request.receive)
     try:
-        deltas = job.deltas(shape.choices)
         if shape.asked.stream:
-            first = await anext(deltas)
+            first = await job.first(shape.choices)
             is_streaming = True
-            return EventStream(_frames(job, shape, first, deltas), served.limits.stall_s, served.metrics.stalled)
-        async for came in deltas:
-            shape.add(*came)
+            pour = functools.partial(_pour, job, shape, first)
+            return EventStream(pour, job.close, served.limits.stall_s, served.metrics.stalled)
+        await job.hear(shape.choices, shape.keep, _never_full)
         return json_response(shape.whole(await _account(shape, job)))
     finally:
         if not is_streaming:
             job.close()
 
 
-async def _frames(job: Job, shape: Shape, first: Came, deltas: AsyncIterator[Came]) -> AsyncIterator[bytes]:
-    try:
-        yield b"".join(map(frame, [*shape.opening(), *shape.chunks(*first)]))
-        async for came in deltas:
-            if data := b"".join(map(frame, shape.chunks(*came))):
-                yield data
-        if shape.is_always_closed or shape.asked.wants_usage:
-            yield frame(shape.closing(await _account(shape, job)))
-        yield shape.end
-    finally:
-        job.close()
+async def _never_full() -> None:
+    """Whole answers are kept, not sent."""
+
+
+async def _pour(job: Job, shape: Shape, first: Heard, wire: Wire, ready: Callable[[], Awaitable[None]]) -> None:
+    async def write(data: bytes) -> None:
+        if not wire.write(data):
+            await ready()
+
+    def take(index: int, delta: Delta, event: TokenEvent) -> bool:
+        return wire.write(shape.frames(index, delta, event))
+
+    await write(b"".join(map(frame, [*shape.opening(), *shape.chunks(*first)])))
+    await job.hear(shape.choices, take, ready)
+    if shape.is_always_closed or shape.asked.wants_usage:
+        await write(frame(shape.closing(await _account(shape, job))))
+    await write(shape.end)
 
 
 async def _account(shape: Shape, job: Job) -> Account | UnsetType:

@@ -123,6 +123,10 @@ class ChatShape(Shape):
 
     # -- streamed
 
+    @property
+    def is_plain(self) -> bool:
+        return super().is_plain and not self.hears
+
     def opening(self) -> list[Any]:
         first = WireDelta("assistant", "")
         return [self._chunk([ChatChunkChoice(index, first, None, None)]) for index in range(len(self.choices))]

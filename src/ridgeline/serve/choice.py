@@ -7,7 +7,8 @@ schedule nor how many tokens an event holds can change what is said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from ridgeline.state.event import Scored, TokenEvent
 from ridgeline.text.hearing import Hearing, Part
@@ -19,8 +20,7 @@ from .answers import ChatLogprobs, TextLogprobs, TokenLogprob, TopToken
 LEAST = -9999.0  # how minus infinity is written
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What one event adds. offsets: per token, characters before it. finish: set on the last. parts: the text taken
     apart, when somebody listens for more than text."""
 
@@ -39,6 +39,7 @@ class Choice:
         self, tokenizer: Tokenizer, stops: Sequence[str], offset: int = 0, hearing: Hearing | None = None
     ) -> None:
         self._hearing = hearing
+        self._is_plain = hearing is None and not stops
         self.reasoning = 0  # tokens that were thoughts
         self._detokenizer = tokenizer.detokenizer()
         self._stop = StopStrings(stops)
@@ -51,6 +52,8 @@ class Choice:
 
     def take(self, event: TokenEvent) -> Delta:
         """Once `finish` is set, later events are not for this choice any more."""
+        if self._is_plain and event.finish is None and len(event.tokens) == 1 and self.first_s is not None:
+            return self._take_one(event)
         shown, offsets = "", []
         parts: list[Part] = []
         finish, hearing = event.finish, self._hearing
@@ -83,6 +86,14 @@ class Choice:
         return Delta(
             shown, event.tokens[: len(offsets)], event.scored[: len(offsets)], tuple(offsets), finish, tuple(parts)
         )
+
+    def _take_one(self, event: TokenEvent) -> Delta:
+        """What `take` comes to for a token in the middle that nobody looks into."""
+        begin, text = self._offset, self._detokenizer.push(event.tokens)
+        self._offset = begin + len(text)
+        self.last_s = event.at_s
+        self.tokens += 1
+        return Delta(text, event.tokens, event.scored[:1], (begin,))
 
 
 # -- log-probabilities, in the two shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from .job import Gone
 from .refusal import Refusal
 from .response_answers import ResponseEvent
+from .wire import Wire, wire_of
 
 HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 LONG_S = 0.001  # a send into a buffer takes microseconds
@@ -28,31 +29,41 @@ def frame(body: Any) -> bytes:
     return b"data: " + ENCODER.encode(body) + b"\n\n"
 
 
-class EventStream(Response):
-    """frames: whole frames, [DONE] included; a Refusal raised by them ends the stream with an error event and without
-    [DONE]. stall_s: how long the reader may take none before it counts as gone."""
+Pour = Callable[[Wire, Callable[[], Awaitable[None]]], Awaitable[None]]
 
-    def __init__(self, frames: AsyncIterator[bytes], stall_s: float, stalled: Callable[[float], None]) -> None:
-        """stalled: told of every send that took long."""
+
+class EventStream(Response):
+    """pour: writes whole frames, [DONE] included, into a wire, and awaits what it is given whenever the wire is full; a
+    Refusal raised by it ends the stream with an error event and without [DONE]. close: called in the end. stall_s: how
+    long the reader may take none before it counts as gone."""
+
+    def __init__(
+        self, pour: Pour, close: Callable[[], None], stall_s: float, stalled: Callable[[float], None]
+    ) -> None:  # fmt: skip
+        """stalled: told of every wait for the reader."""
         super().__init__(status_code=200, headers=HEADERS)
         del self.headers["content-length"]
-        self._frames, self._stall_s, self._stalled = frames, stall_s, stalled
+        self._pour, self._close, self._stall_s, self._stalled = pour, close, stall_s, stalled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        wire = wire_of(scope, send)
+
+        async def ready() -> None:
+            began_s = time.perf_counter()
+            async with asyncio.timeout(self._stall_s):
+                await wire.drained()
+            if (took_s := time.perf_counter() - began_s) > LONG_S:
+                self._stalled(took_s)
+
         try:
-            async for data in self._frames:
-                began_s = time.perf_counter()
-                async with asyncio.timeout(self._stall_s):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                if (took_s := time.perf_counter() - began_s) > LONG_S:
-                    self._stalled(took_s)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._pour(wire, ready)
         except Refusal as error:
             await send({"type": "http.response.body", "body": frame(error.body), "more_body": True})
         except (Gone, TimeoutError):
             return
         finally:
-            await self._frames.aclose()  # type: ignore[attr-defined]
+            self._close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -1,4 +1,4 @@
-"""Job: the choices of one HTTP request at the engine. Events come in from the reader thread; leaving cancels.
+"""Job: the choices of one HTTP request at the engine. Events come in by post and are taken at once; leaving cancels.
 
 Watches the caller's connection as long as it lives, also while nothing has been computed yet.
 """
@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ from .refusal import Refusal, engine_down, invalid
 from .served import Served
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Came = tuple[int, TokenEvent | Exception]
-
+Heard = tuple[int, Delta, TokenEvent]
+Take = Callable[[int, Delta, TokenEvent], bool]  # False: no more for now
 
 ID_BYTES = 64  # of a token id in Python's hands, about
 
@@ -60,7 +61,10 @@ class Job:
         self._deadlines = deadlines
         self._held_bytes = sum(ID_BYTES * len(request.prompt) for request in requests)
         self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[Came] = asyncio.Queue()
+        served.post.open()
+        self._inbox: deque[tuple[int, TokenEvent | Exception]] = deque()  # what nobody could take at once
+        self._taking: tuple[Sequence[Choice], Take] | None = None  # who takes what comes at once
+        self._bell: asyncio.Future[bool] | None = None  # rung when there is something to do for who waits
         self._open: set[int] = set()
         self._tracks = [Track(note.begun_s, len(request.prompt)) for note, request in zip(notes, requests, strict=True)]
         self._timers: list[asyncio.TimerHandle] = []
@@ -101,29 +105,78 @@ class Job:
         track = self._tracks[index]
         track.admitted_s = request.arrival_s or 0.0
         track.known = self._served.metrics.shadow.look(request.prompt, request.sharing_salt)
-        self._backend.submit_to(request, functools.partial(self._deliver, index), self._notes[index])
+        self._backend.submit_to(request, functools.partial(self._served.post.put, self, index), self._notes[index])
 
-    async def deltas(self, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Delta, TokenEvent]]:
-        """(index, what is new, its event) until every choice is finished. Refusal when one fails, Gone when nobody
-        listens any more."""
-        while self._open:
-            index, came = await self._inbox.get()
-            if isinstance(came, Exception):
-                self._why = self._why if isinstance(came, Gone) or index < 0 else "error"
-                raise refused(came) if isinstance(came, RidgelineError) else came
-            if index not in self._open:
-                continue  # made before the cancel arrived
-            if came.finish == "error" and self.requests[index].is_ruled:
-                self._why = "error"
-                raise invalid(came.error or "The grammar could not be followed.", None, "grammar_unenforceable")
-            if came.finish in ("error", "cancelled"):
-                self._why = "error"
-                raise refused(EngineStopped(came.error or "the request was cancelled."))
-            delta = choices[index].take(came)
-            self._served.metrics.came(self._tracks[index], len(delta.tokens), came)
-            if delta.finish is not None:
-                self._finish(index, delta.finish, came)
-            yield index, delta, came
+    async def first(self, choices: Sequence[Choice]) -> Heard:
+        """(index, what is new, its event). Refusal when a choice fails, Gone when nobody listens any more."""
+        while True:
+            while self._inbox:
+                heard = self._hear(choices, *self._inbox.popleft())
+                if heard is not None:
+                    return heard
+            await self._ring()
+
+    async def hear(self, choices: Sequence[Choice], take: Take, ready: Callable[[], Awaitable[None]]) -> None:
+        """Gives `take` everything that is new, as it comes, until every choice is finished; after a False not before
+        `ready` has ended. Raises as `first` does, and what `take` raises."""
+        while True:
+            while self._inbox:
+                heard = self._hear(choices, *self._inbox.popleft())
+                if heard is not None and not take(*heard):
+                    await ready()
+            if not self._open:
+                return
+            self._taking = choices, take
+            try:
+                is_free = await self._ring()
+            finally:
+                self._taking = None
+            if not is_free:
+                await ready()
+
+    def arrive(self, index: int, came: TokenEvent | Exception) -> None:
+        """On the event loop. What comes while somebody takes is taken without waking anybody; never raises."""
+        taking, bell = self._taking, self._bell
+        if taking is None or bell is None or bell.done():
+            self._inbox.append((index, came))
+            if bell is not None and not bell.done():
+                bell.set_result(True)
+            return
+        choices, take = taking
+        try:
+            heard = self._hear(choices, index, came)
+            is_free = heard is None or take(*heard)
+        except Exception as error:
+            bell.set_exception(error)
+            return
+        if not (is_free and self._open):
+            bell.set_result(is_free)
+
+    async def _ring(self) -> bool:
+        self._bell = self._loop.create_future()
+        try:
+            return await self._bell
+        finally:
+            self._bell = None
+
+    def _hear(self, choices: Sequence[Choice], index: int, came: TokenEvent | Exception) -> Heard | None:
+        """None: made before the cancel arrived."""
+        if isinstance(came, Exception):
+            self._why = self._why if isinstance(came, Gone) or index < 0 else "error"
+            raise refused(came) if isinstance(came, RidgelineError) else came
+        if index not in self._open:
+            return None
+        if came.finish == "error" and self.requests[index].is_ruled:
+            self._why = "error"
+            raise invalid(came.error or "The grammar could not be followed.", None, "grammar_unenforceable")
+        if came.finish in ("error", "cancelled"):
+            self._why = "error"
+            raise refused(EngineStopped(came.error or "the request was cancelled."))
+        delta = choices[index].take(came)
+        self._served.metrics.came(self._tracks[index], len(delta.tokens), came)
+        if delta.finish is not None:
+            self._finish(index, delta.finish, came)
+        return index, delta, came
 
     def _finish(self, index: int, reason: str, last: TokenEvent) -> None:
         self._open.discard(index)
@@ -136,9 +189,9 @@ class Job:
             self._cancel(index)
 
     def fail(self, error: Exception, why: str = "abort") -> None:
-        """Whoever reads deltas gets it next."""
+        """Whoever hears gets it next."""
         self._why = why
-        self._inbox.put_nowait((-1, error))
+        self.arrive(-1, error)
 
     def answers_to(self, name: str, tenant: str) -> bool:
         """Whether `name` is this request's, given by the same key: the id of its answer, with or without its prefix."""
@@ -194,10 +247,6 @@ class Job:
         name = "x-ttft-deadline-ms" if is_first else "x-deadline-ms"
         never = {"x-should-retry": "false"}
         self.fail(Refusal(504, "deadline_exceeded", f"The deadline of {name} has passed.", headers=never), "deadline")
-
-    def _deliver(self, index: int, event: TokenEvent | RidgelineError) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: so has the server
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, (index, event))
 
     async def _until_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -23,6 +23,7 @@ from ridgeline.state.messages import Pulse
 
 from .backend import Backend
 from .ledger_metrics import PREFIX, Aliased, Joined, LedgerMetrics
+from .spread import Spread
 from .windows import Windows
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -51,12 +52,15 @@ class Track:
 
 
 class Engine(Collector):
-    """What the engine last told of itself, read when somebody scrapes."""
+    """What the engine last told of itself, and what it has delivered; read when somebody scrapes."""
 
-    def __init__(self, pulse: Callable[[], Pulse | None], age_s: Callable[[], float]) -> None:
-        self._pulse, self._age_s = pulse, age_s
+    def __init__(
+        self, pulse: Callable[[], Pulse | None], age_s: Callable[[], float], delivered: Callable[[], int]
+    ) -> None:
+        self._pulse, self._age_s, self._delivered = pulse, age_s, delivered
 
     def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(PREFIX + "generation_tokens", "Tokens delivered.", self._delivered())
         pulse = self._pulse() or Pulse(0.0)
         numbers = (
             ("num_requests_running", "Sequences in the engine's plan.", pulse.running),
@@ -77,13 +81,13 @@ class Metrics:
 
     def __init__(self, backend: Backend, age_s: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(Engine(lambda: backend.pulse, age_s))
+        self.delivered = 0
+        self.registry.register(Engine(lambda: backend.pulse, age_s, lambda: self.delivered))
         self.windows = Windows(backend, self._paged)
         self.registry.register(LedgerMetrics(lambda: self.windows.totals))
         self.shadow = Shadow(backend.facts.block_tokens, backend.facts.prefix)
         count, spread = self._count, self._spread
         self._prompt = count("prompt_tokens", "Prompt tokens, computed or cached.")
-        self._said = count("generation_tokens", "Tokens delivered.")
         self._looked_up = count("prefix_cache_queries", "Prompt tokens looked up.")
         self._found = count("prefix_cache_hits", "Prompt tokens found.")
         self._ended = count("request_success", "Choices that ended, by how.", "finished_reason")
@@ -98,7 +102,8 @@ class Metrics:
         self._rejected = count("rejected", "Requests refused, by code.", "code")
         self._stalled = count("client_stall_seconds", "Time streams waited for readers.")
         self._ttft = spread("time_to_first_token_seconds", "Request read to first token handed over.", SECONDS)
-        self._gap = spread("inter_token_latency_seconds", "Gaps between token events.", SECONDS)
+        self._gap = Spread(PREFIX + "inter_token_latency_seconds", "Gaps between token events.", SECONDS)
+        self.registry.register(self._gap)
         self._tpot = spread("request_time_per_output_token_seconds", "(E2E - TTFT) / (n - 1).", SECONDS)
         self._e2e = spread("e2e_request_latency_seconds", "Request read to last token handed over.", SECONDS)
         self._queue = spread("request_queue_time_seconds", "Admitted to first planned.", SECONDS)
@@ -111,10 +116,8 @@ class Metrics:
         )  # fmt: skip
         self._prompts = spread("request_prompt_tokens", "Prompt tokens of a choice.", SIZES)
         self._answers = spread("request_generation_tokens", "Tokens of a choice.", SIZES)
-
         self.recent_ttft_s: deque[float] = deque(maxlen=RECENT)
         self.recent_tpot_s: deque[float] = deque(maxlen=RECENT)
-        self.delivered = 0
 
     def _paged(self, window: Window) -> None:
         if window.summary is not None and window.summary.measured_per_predicted > 0:
@@ -133,11 +136,11 @@ class Metrics:
             self._gap.observe(now_s - track.last_s)
         track.last_s = now_s
         track.tokens += tokens
-        self._said.inc(tokens)
         self.delivered += tokens
 
     def ended(self, track: Track, reason: str, last: TokenEvent | None) -> None:
         """reason: stop, length, abort, deadline or error. last: its last event, if any came."""
+        self.windows.ended()
         self._ended.labels(reason).inc()
         self._prompts.observe(track.prompt_tokens)
         self._answers.observe(track.tokens)

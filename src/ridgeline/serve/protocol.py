@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .events import ENCODER
 from .refusal import Refusal
+from .wire import EXTENSION, SocketWire
 
 LINGER_S = 1.0
 SILENCE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 60_000))
@@ -44,6 +45,13 @@ class BoundedProtocol(H11Protocol):
             return
         super().data_received(data)
         self._expect_headers()
+
+    def handle_events(self) -> None:
+        """The application finds its way to the socket in the scope."""
+        super().handle_events()
+        cycle: Any = self.cycle
+        if cycle is not None and "extensions" not in cycle.scope:
+            cycle.scope["extensions"] = {EXTENSION: SocketWire(cycle, self.flow, self.transport)}
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()

@@ -238,6 +238,7 @@ class Writer:
 class ResponseShape(ChatShape):
     prefix = "resp_"
     is_always_closed, end = True, b""
+    is_plain = False  # its events are numbered
 
     def told(self, ask: ResponsesRequest) -> None:
         """What was asked in its own shape."""

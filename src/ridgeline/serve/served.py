@@ -25,6 +25,7 @@ from .backend import Backend
 from .conversation import plain
 from .fields import Generation
 from .metrics import Metrics
+from .post import Post
 from .refusal import Refusal, invalid, too_long
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Served:
         )
         self.metrics = Metrics(backend, lambda: self.age_s)
         self.jobs: set[Job] = set()
+        self.post = Post()
         self.traces: Traces | None = None
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "ridgeline-tokenizer")
         self._sender = ThreadPoolExecutor(1, "ridgeline-sender")  # one: what is sent keeps its order

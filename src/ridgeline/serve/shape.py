@@ -17,9 +17,11 @@ from ridgeline.state.request import Grammar, Request
 
 from .answers import Account, CompletionDetails, PromptDetails, Usage
 from .choice import Choice, Delta
-from .events import DONE
+from .events import DONE, ENCODER, frame
 from .fields import Generation
 from .served import Served
+
+MARK = "\ue000 the text of a token \ue000"  # where a token's text goes in a frame that was made before
 
 
 class Shape(ABC):
@@ -37,6 +39,7 @@ class Shape(ABC):
         self.grammar: Grammar | None = None
         self.truncated: int | UnsetType = UNSET  # tokens of prompts that were cut off, as asked
         self.choices = [Choice(served.tokenizer, ask.stops) for _ in range(len(prompts) * self.each)]
+        self._stencils: dict[int, tuple[bytes, bytes] | None] = {}
 
     @abstractmethod
     def requests(self, name: str, tenant: str) -> list[Request]:
@@ -49,6 +52,36 @@ class Shape(ABC):
     @abstractmethod
     def chunks(self, index: int, delta: Delta, event: TokenEvent) -> Iterator[Any]:
         """Chunks of one event, the finish included."""
+
+    def frames(self, index: int, delta: Delta, event: TokenEvent) -> bytes:
+        """Chunks of one event, as they are sent. One that adds text and nothing else, as nearly all do, is put together
+        from the bytes of another; never the first of a choice, which may hold more."""
+        if index not in self._stencils:
+            made = b"".join(map(frame, self.chunks(index, delta, event)))
+            self._stencils[index] = self._stencil(index, event) if delta.finish is None else None
+            return made
+        parts = self._stencils[index]
+        if parts is None or delta.finish is not None or delta.scored:
+            return b"".join(map(frame, self.chunks(index, delta, event)))
+        return parts[0] + ENCODER.encode(delta.text) + parts[1] if delta.text else b""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether chunks of text differ in their text only."""
+        return not (self.asked.return_token_ids or self.asked.wants_running_usage)
+
+    def _stencil(self, index: int, event: TokenEvent) -> tuple[bytes, bytes] | None:
+        """What stands before and after the text of a chunk; None where there is more to a chunk."""
+        if not self.is_plain:
+            return None
+        chunks = [frame(chunk) for chunk in self.chunks(index, Delta(MARK, (), (), ()), event)]
+        head, mark, tail = chunks[0].partition(ENCODER.encode(MARK)) if len(chunks) == 1 else (b"", b"", b"")
+        return (head, tail) if mark else None
+
+    def keep(self, index: int, delta: Delta, event: TokenEvent) -> bool:
+        """As add; there is always room for more."""
+        self.add(index, delta, event)
+        return True
 
     @abstractmethod
     def closing(self, account: Account | UnsetType) -> Any:

@@ -1,6 +1,7 @@
 """Windows: turns the pages of the engine's account in time, so that a server can run for weeks, and keeps their sums.
 
-Also turned when somebody looks and the last page is old. Never on the event loop.
+Turned every ten seconds, sooner when many answers ended, and when somebody looks at an old one. Never read on the event
+loop.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from .backend import Backend
 
 FIRST_S, EVERY_S = 1.0, 10.0
 FRESH_S = 5.0  # who looks gets numbers not older than this
+MOST_ENDED = 128  # choices on a page: what reading one takes for a moment does not grow with the load
+LEAST_S = 0.25  # between two full pages
 
 
 class Windows:
@@ -30,20 +33,36 @@ class Windows:
         self._backend, self._seen = backend, seen
         self._turned_s = time.perf_counter()
         self._turn = asyncio.Lock()
+        self._full = asyncio.Event()
+        self._ended = 0  # choices, since the page began
         self._thread = ThreadPoolExecutor(1, "ridgeline-pages")  # one: what reading takes is taken once, and used again
 
     async def run(self) -> None:
         every_s = FIRST_S  # soon: what the first page needs for good is there before anybody measures
         while True:
-            await asyncio.sleep(every_s)
-            await self.fresh(every_s / 2)
-            every_s = min(EVERY_S, 2 * every_s)
+            try:
+                async with asyncio.timeout(every_s):
+                    await self._full.wait()
+            except TimeoutError:
+                await self.fresh(every_s / 2)
+                every_s = min(EVERY_S, 2 * every_s)
+            else:
+                await asyncio.sleep(LEAST_S)
+                self._full.clear()
+                await self.fresh(LEAST_S)
+
+    def ended(self) -> None:
+        """One more choice is on this page."""
+        self._ended += 1
+        if self._ended >= MOST_ENDED:
+            self._full.set()
 
     async def fresh(self, most_s: float = FRESH_S) -> None:
         """Turn a page unless that was done just now. An engine that does not answer leaves the sums as they are."""
         async with self._turn:
             if time.perf_counter() - self._turned_s < most_s or self._backend.failure is not None:
                 return
+            self._ended = 0
             with contextlib.suppress(RidgelineError):
                 turning = asyncio.get_running_loop().run_in_executor(self._thread, self._turn_page)
                 window = await turning

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import json
 import re
 import threading
@@ -27,6 +28,8 @@ from .vocabulary import Vocabulary
 # own two characters as ESCAPE and a digit; `encode` with special=True undoes both after special tokens were found.
 SHIELD, ESCAPE = "\ufdd0", "\ufdd1"
 MAX_FILE_BYTES = 1 << 28
+KNOWN_PIECES = 4096  # tokens whose bytes are remembered
+KNOWN_WORDS = 2048  # words whose tokens the library remembers (its own default, 10,000, takes megabytes after weeks)
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -39,6 +42,7 @@ class Tokenizer:
         self._pipeline = pipeline
         with _guarded("cannot be read"):
             self._read(pipeline)
+        self._known_piece = functools.lru_cache(KNOWN_PIECES)(self._piece)
         self._lock = threading.Lock()  # encode_special_tokens is a switch on the shared pipeline
         self.bos, self.eos, self.add_bos = bos, tuple(eos), add_bos and bos is not None
 
@@ -53,6 +57,8 @@ class Tokenizer:
                 raise UserError(
                     f"the tokenizer has an added token {content!r}, which no text can tell. Fetch it again."
                 )
+        if callable(resize := getattr(pipeline.model, "_resize_cache", None)):
+            resize(KNOWN_WORDS)
         words = sorted((added[index].content for index in self.special_ids), key=len, reverse=True)
         spellings = "|".join(re.escape(word) for word in words)
         self._special = re.compile(f"(?:{spellings})(?!{SHIELD})") if words else None
@@ -140,6 +146,9 @@ class Tokenizer:
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; empty for ids the model has but its tokenizer does not name (padding)."""
+        return self._known_piece(token)
+
+    def _piece(self, token: int) -> bytes:
         content = self._added.get(token)
         if content is not None:
             return content.encode("utf-8")
