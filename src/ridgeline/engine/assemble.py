@@ -29,8 +29,7 @@ from ridgeline.state.ports import BreakEven, SequenceMemory
 
 from .bill import MemoryBill, make_bill, reference_bound, step_limits
 from .config import EngineConfig
-from .needs import check_follows, check_needs
-from .place import make_place
+from .needs import check_follows, check_needs, streams
 from .sizing import block_bytes, bytes_for
 
 COMPANION_SHARE = 0.2  # of what is free, at most, for the KV of a program that follows the model
@@ -87,7 +86,7 @@ def bind_as(config: EngineConfig, program: Program) -> Bound:
 def describe_companion(config: EngineConfig, model: str, left: int) -> Described:
     """A second program that follows the model's sequences: its own weights and KV, the same limits of a step."""
     described = describe(model, weights=config.weights)
-    own = msgspec.structs.replace(config, model=model, spec=None, keep="all", reference=())
+    own = msgspec.structs.replace(config, model=model, spec=None, keep="all", reference=(), place="chunked")
     program = record(described, make_storage(config.storage))
     check_follows(program)
     context = min(config.context or described.spec.context, described.spec.context)
@@ -122,13 +121,9 @@ def assemble(described: Described, clock: Clock, name: str, team: native.Team | 
         states = RecurrentPool(RECURRENT, kept.shape, layers=len(kept.layers), slots=promised.state_slots)
     threads = config.threads or usable_cores()
     limits = step_limits(config, promised.context)
-    place = make_place(config.place)
-    runner = Runner(
-        bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states,
-        takes_turns=place.takes_turns,
-    )  # fmt: skip
+    runner = Runner(bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states)
     beside = None
-    if place.partition is not None:
+    if streams(config, program) > 1:
         beside = Runner(
             bound, pools, limits=limits, threads=threads, clock=clock, team=team, states=states, beside=runner
         )

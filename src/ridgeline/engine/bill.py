@@ -23,6 +23,7 @@ from ridgeline.run.machine import available_bytes
 from ridgeline.run.runner import arena_bytes
 
 from .config import EngineConfig
+from .needs import streams
 from .sizing import GroupBill, block_bytes, bytes_for, context_of, size_groups
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -126,7 +127,7 @@ def make_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: in
     step_tokens = config.most_step_tokens
     least_bytes = bytes_for(kept, least, step_tokens)
     weights = resident_weight_bytes(bound)
-    activations = config.streams * arena_bytes(bound, step_limits(config, wanted))
+    activations = streams(config, bound.program) * arena_bytes(bound, step_limits(config, wanted))
     reserve = int(RESERVE_BYTES + RESERVE_SHARE * available) + config.host_kv_bytes
     if config.kv_bytes is not None:
         least_bytes = bytes_for(kept, config.context or 1, step_tokens)
@@ -159,7 +160,7 @@ def _state_bill(config: EngineConfig, spec: ModelSpec, bound: Bound, available: 
     slot = len(kept.layers) * RECURRENT.layer_bytes(kept.shape)
     context = config.context or spec.context
     weights, reserve = resident_weight_bytes(bound), int(RESERVE_BYTES + RESERVE_SHARE * available)
-    activations = config.streams * arena_bytes(bound, step_limits(config, context))
+    activations = streams(config, bound.program) * arena_bytes(bound, step_limits(config, context))
     slots = config.max_sequences
     if config.kv_bytes is not None:
         slots = config.kv_bytes // slot
@@ -257,7 +258,7 @@ def _cures(config: EngineConfig, bound: Bound, bill: MemoryBill) -> tuple[Cure, 
         offer(f"--context {bill.context // 2}", half, f"prompt and output together at most {bill.context // 2} tokens")
     smaller = StepLimits(64, 8, 8, bill.context)
     if config.step_tokens > smaller.tokens and config.max_sequences > smaller.sequences:
-        saves = bill.activation_bytes - config.streams * arena_bytes(bound, smaller)
+        saves = bill.activation_bytes - streams(config, bound.program) * arena_bytes(bound, smaller)
         offer("--step-tokens 64 --max-sequences 8", saves, "prompts are read in smaller pieces, fewer at a time")
     found.sort(key=lambda cure: -cure.saves_bytes)
     machine = Cure(f"a machine with {_gib(bill.total_bytes)} free", bill.short_bytes, True, "another machine")

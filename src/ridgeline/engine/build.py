@@ -28,11 +28,12 @@ from ridgeline.run.lanes import Lanes
 from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.run.programs import ProgramsRunner
 from ridgeline.run.split_costs import SplitCosts
+from ridgeline.schedule.pace import Beside
 from ridgeline.schedule.policy import make_policy
 from ridgeline.schedule.predict.mlp import load_predictor
 from ridgeline.schedule.predict.refiner import Refiner
 from ridgeline.schedule.scheduler import Scheduler
-from ridgeline.schedule.streams import MANY, ONE
+from ridgeline.schedule.streams import ALL, MANY, ONE
 from ridgeline.state.messages import EngineFacts
 from ridgeline.state.ports import SequenceMemory, StepObserver, StepRunner
 from ridgeline.text.grammar import Lexicon, Rules
@@ -49,6 +50,7 @@ from .assemble import (
 from .bill import MemoryBill, memory_left
 from .config import EngineConfig
 from .engine import Engine, Unobserved
+from .needs import streams
 from .pacing import pace
 from .partition import Partition, PartitionOptions
 from .place import make_place
@@ -104,7 +106,9 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
         scheduler.sight.refiner = load_predictor(facts.name, parts.spec.width)
     runner: StepRunner = main.runner if len(made) == 1 else ProgramsRunner({n: one.runner for n, one in made.items()})
 
-    lanes = Lanes({MANY.name: main.runner, ONE.name: main.beside}, threads, clock) if main.beside is not None else None
+    lanes = None
+    if main.beside is not None:
+        lanes = Lanes({ALL.name: main.runner, MANY.name: main.runner, ONE.name: main.beside}, threads, clock)
 
     def close() -> None:
         if lanes is not None:
@@ -114,13 +118,14 @@ def build(config: EngineConfig, observer_factory: ObserverFactory | None = None,
         if team is not None:
             team.close()
 
-    if lanes is not None:
-        costs = SplitCosts(main.program, lambda: load_or_measure(threads), config.activations)
-        return StreamsEngine(
-            scheduler, runner, lanes, _partition(config, threads), costs.seconds, facts=facts, clock=clock,
-            observer=observer, close=close, kept=main.runner.kept, rules=rules,
-        )  # fmt: skip
     steps = StepCosts({"model": main.program}, lambda: load_or_measure(threads), config.activations)
+    if lanes is not None:
+        costs, partition = SplitCosts(main.program, steps.machine, config.activations), _partition(config, threads)
+        return StreamsEngine(
+            scheduler, runner, lanes, partition, costs.seconds, facts=facts, clock=clock,
+            observer=observer, close=close, kept=main.runner.kept, rules=rules,
+            chooser=pace(config, scheduler, steps, Beside(costs, lambda: partition.share)),
+        )  # fmt: skip
     return Engine(
         scheduler, runner, facts=facts, clock=clock, observer=observer, close=close, kept=main.runner.kept, rules=rules,
         chooser=pace(config, scheduler, steps),
@@ -136,6 +141,7 @@ def rehearse(
     acceptance: probability that a guessed token holds (I2); nothing else about tokens matters here. refiner: says
     lengths without seeing any state.
     """
+    config = msgspec.structs.replace(config, threads=config.threads or machine.threads)
     config.check()
     described = _describe(config, memory_left())
     facts = _facts(config, described["model"])
@@ -156,15 +162,21 @@ def rehearse(
     runner = runners["model"] if len(runners) == 1 else ProgramsRunner(runners)
     scheduler = _scheduler(config, memories, decoder, facts, observer)
     scheduler.sight.refiner = refiner
-    own = runners["model"]
-    if config.streams > 1 and isinstance(own, CostRunner):
-        costs = SplitCosts(programs["model"], lambda: machine, config.activations)
+    own, steps = runners["model"], StepCosts(programs, lambda: machine, config.activations)
+    if streams(config, programs["model"]) > 1 and isinstance(own, CostRunner):
+        costs, partition = (
+            SplitCosts(programs["model"], steps.machine, config.activations),
+            _partition(config, machine.threads),
+        )
         return StreamsEngine(
-            scheduler, runner, CostLanes(own, costs, clock), _partition(config, machine.threads), costs.seconds,
-            facts=facts, clock=clock, observer=observer, close=lambda: None,
+            scheduler, runner, CostLanes(own, costs, clock), partition, costs.seconds, facts=facts, clock=clock,
+            observer=observer, close=lambda: None,
+            chooser=pace(config, scheduler, steps, Beside(costs, lambda: partition.share)),
         )  # fmt: skip
-    chooser = pace(config, scheduler, StepCosts(programs, lambda: machine, config.activations))
-    return Engine(scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None, chooser=chooser)
+    return Engine(
+        scheduler, runner, facts=facts, clock=clock, observer=observer, close=lambda: None,
+        chooser=pace(config, scheduler, steps),
+    )  # fmt: skip
 
 
 def _partition(config: EngineConfig, threads: int) -> Partition:

@@ -17,6 +17,7 @@ from ridgeline.models.load import check_weights
 from ridgeline.ops.protocols import BlockStorage
 from ridgeline.run.activations import DEFAULT, outlier_of
 from ridgeline.run.bind import BODIES
+from ridgeline.run.machine import usable_cores
 from ridgeline.schedule.options import ScheduleOptions
 from ridgeline.schedule.policy import make_policy
 
@@ -110,7 +111,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _check_place(self) -> None:
         place = make_place(self.place)
         is_plain = self.paging and self.cache and self.batching == "continuous"
-        if place.takes_turns and (self.body != "cpp" or {"attend"} & set(self.reference)):
+        if place.takes_turns and not self.has_native_attention:
             raise UserError(
                 f"place {place.name!r} is an order of the native body of attend: leave body and reference out."
             )
@@ -118,29 +119,25 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"place {place.name!r} hands blocks on: leave paging, cache and batching as they are.")
         if place.is_apart and self.retention is not None:
             raise UserError(f"place {place.name!r} hands on everything that was kept: leave keep at all and prefix on.")
-        if place.partition is not None:
-            self._check_streams(place.name, is_plain)
-
-    def _check_streams(self, place: str, is_plain: bool) -> None:
-        if not is_plain:
-            raise UserError(f"place {place!r} shares one pool: leave paging, cache and batching as they are.")
-        if self.body != "cpp" or self.reference:
-            raise UserError(
-                f"place {place!r} needs native bodies, which can overlap: leave body at cpp, reference out."
-            )
-        if self.threads == 1:
-            raise UserError(
-                f"place {place!r} shares out threads, and there is 1: give --threads 2, or --place chunked."
-            )
-        if self.spec is not None and parse(self.spec)[0].program:
-            raise UserError(
-                f"place {place!r} runs one program beside itself: leave spec {self.spec!r} out, or use --spec ngram."
-            )
+        if place.partition is not None and self.one_stream:
+            raise UserError(f"place {place.name!r} {self.one_stream}.")
 
     @property
-    def streams(self) -> int:
-        """How many steps may run at a time."""
-        return 2 if make_place(self.place).partition is not None else 1
+    def has_native_attention(self) -> bool:
+        return self.body == "cpp" and "attend" not in self.reference
+
+    @property
+    def one_stream(self) -> str:
+        """Why two steps cannot run at a time, whatever the model; "": they can."""
+        if not (self.paging and self.cache and self.batching == "continuous"):
+            return "shares one pool: leave paging, cache and batching as they are"
+        if self.body != "cpp" or self.reference:
+            return "needs native bodies, which can overlap: leave body at cpp, reference out"
+        if (self.threads or usable_cores()) == 1:
+            return "shares out threads, and there is 1: give --threads 2, or --place chunked"
+        if self.spec is not None and parse(self.spec)[0].program:
+            return f"runs one program beside itself: leave spec {self.spec!r} out, or use --spec ngram"
+        return ""
 
     @property
     def order(self) -> str:
@@ -175,8 +172,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Every running sequence is owed one row."""
         return max(64, self.max_sequences) if self.step_logit_rows is None else self.step_logit_rows
 
-    def schedule(self, mixes: bool | None = None) -> ScheduleOptions:
-        """mixes: as the place says."""
+    def schedule(self) -> ScheduleOptions:
+        place = make_place(self.place)
         return ScheduleOptions(
             step_tokens=self.step_tokens,
             step_logit_rows=self.logit_rows,
@@ -184,5 +181,6 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             chunk=self.chunk,
             batching=self.batching,
             cache=self.cache,
-            mixes=make_place(self.place).mixes if mixes is None else mixes,
+            mixes=place.mixes,
+            takes_turns=place.takes_turns,
         )

@@ -63,9 +63,10 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Compute one step for everybody who runs."""
+        began_s = self.clock.now()
         if self.chooser is not None:
-            self.chooser.review(self.clock.now())
-        plan = self.scheduler.plan(self.clock.now())
+            self.chooser.review(began_s)
+        plan = self.scheduler.plan(began_s)
         self.is_stuck = plan.is_empty
         if plan.is_empty:
             return []
@@ -73,7 +74,7 @@ class Engine:
         self.observer.on_step(plan, result)
         events = self.scheduler.commit(plan, result)
         if self.chooser is not None:
-            self.chooser.heard(events)
+            self.chooser.heard(events, result.ended_s - began_s)
         return events
 
     def pulse(self) -> Pulse:

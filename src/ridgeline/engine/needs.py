@@ -48,6 +48,13 @@ def check_needs(config: EngineConfig, program: Program) -> None:
             )
 
 
+def streams(config: EngineConfig, program: Program) -> int:
+    """How many steps may run at a time: two where the place wants it, or may come to want it and nothing forbids it."""
+    place = make_place(config.place)
+    may_split = place.adapts and not config.one_stream and PAGES in program.gives
+    return 2 if place.partition is not None or may_split else 1
+
+
 def check_follows(program: Program) -> None:
     """Raise UserError for a program that cannot guess for another: what is not accepted has to be taken back."""
     if TRUNCATION not in program.gives:

@@ -23,7 +23,7 @@ class StepCosts:
     ) -> None:
         self._activations = activations
         self._programs = dict(programs)
-        self._machine = functools.cache(machine)
+        self.machine = functools.cache(machine)
         self._estimators: dict[str, Estimator] = {}
 
     def seconds(self, program: str, entries: Many[tuple[int, int]], rows: int) -> float:
@@ -33,6 +33,6 @@ class StepCosts:
     def curve(self, program: str, entries: Many[tuple[Any, Any]], rows: int) -> Any:
         """As seconds, of many steps at once where an entry's numbers are arrays."""
         if program not in self._estimators:
-            self._estimators[program] = Estimator(self._programs[program], self._machine(), self._activations)
+            self._estimators[program] = Estimator(self._programs[program], self.machine(), self._activations)
         reaches = self._programs[program].reaches
         return self._estimators[program].step_seconds(BatchShape.of(entries, rows, reaches))

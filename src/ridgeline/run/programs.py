@@ -28,7 +28,8 @@ class ProgramsRunner:
             moved = tuple(transfer for transfer in plan.transfers if transfer.program == program)
             if not places and not moved:
                 continue
-            part = StepPlan(tuple(plan.entries[place] for place in places), plan.released, moved)
+            entries = tuple(plan.entries[place] for place in places)
+            part = StepPlan(entries, plan.released, moved, takes_turns=plan.takes_turns)
             result = results[program] = runner.collect(runner.submit(part))
             for place, answers in zip(places, result.rows, strict=True):
                 rows[place] = answers

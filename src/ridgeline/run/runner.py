@@ -43,12 +43,11 @@ class Runner:
     def __init__(
         self, bound: Bound, pools: tuple[KvPool, ...], *, limits: StepLimits, threads: int, clock: Clock,
         device: str = "cpu", team: native.Team | None = None, states: RecurrentPool | None = None,
-        beside: Runner | None = None, takes_turns: bool = False,
+        beside: Runner | None = None,
     ) -> None:  # fmt: skip
         """pools: one for every KvGroup of the program, in their order. team: threads to use, which stay their owner's
         to close; None: an own team. states: recurrent state, if the program keeps some. beside: a runner of the same
-        program whose weights this one reads too; both may be in a step at a time, of different sequences. takes_turns:
-        attention draws items of many rows and of few in turns (E1)."""
+        program whose weights this one reads too; both may be in a step at a time, of different sequences."""
         if device != "cpu" and any(body == "cpp" for body in bound.bodies):
             raise InvariantError(f"native bodies cannot run on {device}")
         self.bound, self.pools, self.limits, self.threads = bound, pools, limits, threads
@@ -79,7 +78,6 @@ class Runner:
         self._hidden = program.hidden
         vocabulary = self._head.width if self._head is not None else 0
         self._batch = NativeBatch(limits, self._line_ns, len(pools), states, vocabulary, _kept_elsewhere(program))
-        self._batch.struct.corun = int(takes_turns)
         if "cpp" in bodies:
             attends = [line.attributes for line in program if line.op.kind == "attend"]
             self._team, self._is_team_own = team or native.Team(threads), team is None
@@ -102,6 +100,7 @@ class Runner:
         batch = self._batch
         if plan.entries:
             batch.fill(plan)  # first: it refuses what cannot run
+            batch.struct.corun = int(plan.takes_turns)
         transfer_ns = self._mover.run(plan.transfers) if plan.transfers else 0
         if not plan.entries:
             return StepResult((), started, self._clock.now(), transfer_ns=transfer_ns)
@@ -152,7 +151,7 @@ class Runner:
         """Carry the plan's transfers out now; the plan without them, and the nanoseconds it took."""
         if not plan.transfers:
             return plan, 0
-        return StepPlan(plan.entries, plan.released, (), plan.held), self._mover.run(plan.transfers)
+        return msgspec.structs.replace(plan, transfers=()), self._mover.run(plan.transfers)
 
     # -- facts
 

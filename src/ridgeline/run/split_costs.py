@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ridgeline.ops.batch import BatchShape
 from ridgeline.ops.program import Program
 from ridgeline.state.plan import StepPlan
 
@@ -24,6 +25,7 @@ from .estimate import Estimator
 from .machine import Machine
 
 Doubles = npt.NDArray[np.float64]
+Step = StepPlan | BatchShape  # planned, or what a planned one would be like
 
 
 class Curve(NamedTuple):
@@ -46,7 +48,7 @@ LINE = Curve(0.5, 0.5)
 class Other(NamedTuple):
     """The step that runs at the same time."""
 
-    plan: StepPlan
+    plan: Step
     share: float
 
 
@@ -74,7 +76,7 @@ class SplitCosts:
         self._machine = functools.cache(machine)
         self._estimator: Estimator | None = None
         self._curves = (compute, memory)
-        self._known: dict[int, tuple[StepPlan, _Work]] = {}
+        self._known: dict[int, tuple[Step, _Work]] = {}
 
     @property
     def estimator(self) -> Estimator:
@@ -87,7 +89,11 @@ class SplitCosts:
         shares = (share, 1.0 - share)
         return self.under(plans[stream], shares[stream], Other(plans[1 - stream], shares[1 - stream]))
 
-    def under(self, plan: StepPlan, share: float, other: Other | None = None) -> float:
+    def shape(self, entries: Many[tuple[int, int]]) -> BatchShape:
+        """Of a step of so many sequences, each (context before, tokens), that choose a token each."""
+        return BatchShape.of(entries, len(entries), self._program.reaches)
+
+    def under(self, plan: Step, share: float, other: Other | None = None) -> float:
         """Seconds of a step with a share of the machine, alone or beside another step."""
         compute, memory = self.curves()
         draws = memory.speed(share)
@@ -112,11 +118,12 @@ class SplitCosts:
                 compute = _measured(knee, machine.flops_per_s_one_thread["f32"] / machine.peak("f32"))
         return compute or LINE, memory or LINE
 
-    def _work(self, plan: StepPlan) -> _Work:
+    def _work(self, plan: Step) -> _Work:
         found = self._known.get(id(plan))
         if found is not None and found[0] is plan:
             return found[1]
-        lines = self.estimator.demands(batch_shape(plan, self._program.reaches))
+        shape = plan if isinstance(plan, BatchShape) else batch_shape(plan, self._program.reaches)
+        lines = self.estimator.demands(shape)
         work = _Work(*lines, self.estimator.machine.host_s)
         while len(self._known) >= 2:  # the plans at hand; a plan is asked for at several shares
             del self._known[next(iter(self._known))]

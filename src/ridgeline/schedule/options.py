@@ -23,6 +23,7 @@ class ScheduleOptions:
     batching: Annotated[str, "continuous or static"] = "continuous"
     cache: Annotated[bool, "keep what was computed"] = True
     mixes: Annotated[bool, "one step serves sequences with one token to compute and with many"] = True
+    takes_turns: Annotated[bool, "attention draws items of many rows and of few in turns"] = False
 
     def check(self) -> None:
         """Raise UserError for limits under which a running sequence could get nothing in a step."""

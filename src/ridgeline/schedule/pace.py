@@ -7,6 +7,7 @@ Without anybody who is owed one token, or with nothing beyond that to do, a step
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from ridgeline.decode.decoder import MODEL, Ask
 from ridgeline.run.costs import StepCosts
+from ridgeline.run.split_costs import Other, SplitCosts
 from ridgeline.state.sequence import Sequence
 
 GRAIN = 16  # extra tokens are tried in multiples of this; the least that one who has many to compute gets
@@ -47,6 +49,31 @@ class Curves:
             each = [(key[2] * CONTEXT_GRAIN, tokens // owed)] * owed if owed else []
             seconds = self._costs.curve("model", [*each, (key[3] * CONTEXT_GRAIN, self.extra)], owed + 1)
             self._kept[key] = np.maximum.accumulate(seconds)
+        return self._kept[key]
+
+
+class Beside:
+    """Estimated seconds of two steps that share the machine: a part of what somebody has to compute, and one of those
+    who are owed a token."""
+
+    def __init__(self, costs: SplitCosts, share: Callable[[], float]) -> None:
+        """share: of the machine that the first of the two would get now."""
+        self._costs, self._share = costs, share
+        self._kept: dict[tuple[float, int, int, int, int], tuple[float, float]] = {}
+
+    def of(self, owed: int, context: float, start: int, tokens: int) -> tuple[float, float]:
+        """(of `tokens` after `start`, of those who are owed one); context: their mean one."""
+        share = self._share()
+        key = (share, owed, _up(context), _up(start), GRAIN * math.ceil(tokens / GRAIN))
+        if key not in self._kept:
+            if len(self._kept) >= CURVES:
+                self._kept.clear()
+            many = self._costs.shape([(key[3] * CONTEXT_GRAIN, key[4])])
+            ones = self._costs.shape([(key[2] * CONTEXT_GRAIN, 1)] * owed)
+            self._kept[key] = (
+                self._costs.under(many, share, Other(ones, 1.0 - share)),
+                self._costs.under(ones, 1.0 - share, Other(many, share)),
+            )
         return self._kept[key]
 
 

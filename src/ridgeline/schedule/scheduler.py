@@ -179,7 +179,8 @@ class Scheduler:
         transfers: tuple[Transfer, ...] = ()
         for memory in self._memories.values():
             transfers += memory.transfers()
-        plan = StepPlan(tuple([one.entry for one in placed]), tuple(self._released), transfers, tuple(held))
+        entries = tuple([one.entry for one in placed])
+        plan = StepPlan(entries, tuple(self._released), transfers, tuple(held), self.options.takes_turns)
         self._released.clear()
         self._in_flight[stream.name] = (plan, placed)
         self._busy.update([one.sequence.id for one in placed])

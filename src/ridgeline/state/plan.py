@@ -80,12 +80,14 @@ BUDGET, BLOCKS, POLICY = HOLDS = ("budget", "blocks", "policy")  # why one that 
 
 class StepPlan(msgspec.Struct, frozen=True, gc=False):
     """transfers: state that is moved, in this order, before the entries run. held: who was tried and did not enter, and
-    which of HOLDS kept it out; whoever waits and is not named was not tried."""
+    which of HOLDS kept it out; whoever waits and is not named was not tried. takes_turns: attention draws items of many
+    rows and of few in turns (E1)."""
 
     entries: tuple[Entry, ...]
     released: tuple[SequenceId, ...] = ()  # the runner may forget these
     transfers: tuple[Transfer, ...] = ()
     held: tuple[tuple[SequenceId, str], ...] = ()
+    takes_turns: bool = False
 
     @property
     def is_empty(self) -> bool:
