@@ -3,6 +3,7 @@
 python bench/placement.py run MODEL --out FILE [--workloads ...] [--places ...] [--repeats 2] [--seconds 220]
 python bench/placement.py show MODEL --out FILE          predictions, and the table; last line: one JSON document
 python bench/placement.py pace MODEL [--targets 30,50,100]   gaps under `chunked:tbt=`
+python bench/placement.py jobs MODEL --workloads chat --out chat.jsonl   for `--place auto:workload=chat.jsonl`
 
 `run` stops after so many seconds and goes on where it stopped when it is called again; places take turns.
 """
@@ -21,7 +22,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from placement_predicted import Times, predict
 
 from ridgeline.cluster.build import connect
 from ridgeline.engine.config import EngineConfig
@@ -30,6 +30,7 @@ from ridgeline.kit.errors import UserError
 from ridgeline.perf.replay import replay, spread
 from ridgeline.perf.workload import Job
 from ridgeline.run.noise import CpuWatch
+from ridgeline.sim.placement import Times, predict
 
 WANTED = (
     "serial", "chunked", "chunked:tbt=50ms", "corun", "split", "disaggregated", "disaggregated:link=tcp", "auto",
@@ -228,7 +229,7 @@ def pace(model: str, targets: list[float], repeats: int) -> list[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("run", "show", "pace"))
+    parser.add_argument("question", choices=("run", "show", "pace", "jobs"))
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, default=Path("placement.jsonl"))
     parser.add_argument("--traces", type=Path, default=TRACES)
@@ -244,6 +245,11 @@ def main() -> None:
         run(asked.model, asked.out, wanted, asked.seconds, asked.traces)
     elif asked.question == "show":
         print(json.dumps(show(asked.model, asked.out, asked.traces)))
+    elif asked.question == "jobs":
+        jobs = [job for name in asked.workloads.split(",") for job in jobs_of(name, 0, asked.traces)]
+        lines = [{"prompt_ids": job.prompt, "output_tokens": job.output_tokens, "arrival_s": job.arrival_s}
+                 for job in jobs]  # fmt: skip
+        asked.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     else:
         print(json.dumps(pace(asked.model, [float(one) for one in asked.targets.split(",")], asked.repeats)))
 

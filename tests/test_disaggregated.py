@@ -27,6 +27,7 @@ def test_the_engine_chooses_and_says_so() -> None:
             choices = llm.account().choices
     assert answers[0] == answers[1]
     assert choices["gap_goal_s"] == 0.001 and choices["switches"] == len(choices["log"])
+    assert all(one["why"] and one["forecast"] and one["outcome"] for one in choices["log"])
 
 
 @pytest.mark.parametrize("kv", ["bf16", "int8"])

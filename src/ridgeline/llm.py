@@ -13,13 +13,16 @@ import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
+from ridgeline.advise.placement import Placement, choose_placement, placement_lines
 from ridgeline.cluster.build import connect, shares
 from ridgeline.cluster.cluster import Cluster
 from ridgeline.engine.client import Deliver, EngineClient, Stream
+from ridgeline.engine.place import make_place
 from ridgeline.kit.errors import RidgelineError, UserError
 from ridgeline.kit.version import __version__
 from ridgeline.memory.storage.storage import make_storage
@@ -38,6 +41,7 @@ from ridgeline.perf.recording import Recording
 from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.perf.totals import Window
 from ridgeline.perf.verdict import Verdict, judge
+from ridgeline.perf.workload import named_workload, read_workload
 from ridgeline.run.machine import Machine, load_or_measure
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.messages import EngineFacts, Pulse
@@ -67,6 +71,9 @@ class LLM:
         self._numbers = itertools.count()
         self._described = describe(model, weights=self.config.weights)
         self._tokenizer = self._described.tokenizer()
+        self.placement = self._choose()  # what was forecast of every place; None: no workload was given to choose by
+        if self.placement is not None:
+            self.config = msgspec.structs.replace(self.config, place=self.placement.place)
         self._notes = ClientNotes()
         self._pages = Pages()
         self._command = command
@@ -189,7 +196,8 @@ class LLM:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say about how the model's file was read, and about who computes what where."""
-        return (*self._described.notes, *filter(None, [shares(self.config)]))
+        chosen = () if self.placement is None else placement_lines(self.placement)
+        return (*self._described.notes, *chosen, *filter(None, [shares(self.config)]))
 
     def submit(self, request: Request) -> Stream:
         """A raw request; returns its stream of TokenEvents."""
@@ -264,6 +272,7 @@ class LLM:
         if reset and self.watch is not None:
             self.watch.restart()
         machine = machine or load_or_measure(self.facts.threads)
+        table = self._with_placement(table)
         return summarise(table, self.program, machine, metered, self.config.activations)
 
     def ledger(self, *, reset: bool = False, machine: Machine | None = None) -> RunLedger:
@@ -334,7 +343,7 @@ class LLM:
         """What a verdict about the same time rests on: perf.verdict.judge says it. `seen`: what the asker saw."""
         machine = machine or load_or_measure(self.facts.threads)
         kept = self._recordings(reset, machine)
-        table = one_after_another({name: one.table for name, one in kept.items()})
+        table = self._with_placement(one_after_another({name: one.table for name, one in kept.items()}))
         ledger = joined_ledger(kept) if self._is_apart else kept[""].ledger
         return evidence_of(table, ledger, self.program, self.config, self.facts, machine, seen)
 
@@ -350,6 +359,21 @@ class LLM:
         self.close()
 
     # -- inside
+
+    def _choose(self) -> Placement | None:
+        """By rehearsal, where the place names a workload."""
+        workload = make_place(self.config.place).workload
+        if not workload:
+            return None
+        jobs = named_workload(workload, self._described.spec.vocabulary)
+        return choose_placement(self.config, jobs or read_workload(Path(workload), self.encode))
+
+    def _with_placement(self, table: StepTable) -> StepTable:
+        """choices: also what was forecast before the start."""
+        if self.placement is None:
+            return table
+        start = msgspec.to_builtins(self.placement)
+        return msgspec.structs.replace(table, choices=table.choices | {"start": start})
 
     def _start(
         self, prompt: Prompt, max_tokens: int, stop: str | Sequence[str], ignore_stop: bool, sampling: Sampling,

@@ -15,6 +15,7 @@ from ridgeline.perf.energy import EnergySummary
 from ridgeline.perf.roofline import COMPUTE, HOST, WEIGHT_BANDWIDTH
 from ridgeline.perf.summary import AccountSummary, PhaseSummary
 from ridgeline.report.account_lines import account_lines, energy_line
+from ridgeline.report.choice_lines import choice_lines
 from ridgeline.report.document import document, print_document
 from ridgeline.report.plots import Panel, bars
 from ridgeline.report.tables import plain, show
@@ -109,6 +110,24 @@ def test_random_weights_and_a_slow_host_are_said():
     lines = account_lines(summary(phase("decode", 0.5, WEIGHT_BANDWIDTH, 0.8), bound=HOST), is_random=True)
     assert "random weights" in lines[0]
     assert lines[2].startswith("Roof       bounded by the program around the model")
+
+
+def test_switches_are_told_with_reason_and_outcome():
+    seen = {"gaps": 4, "gaps_late": 1, "mean_gap_s": 0.01, "longest_gap_s": 0.03, "firsts": 1, "firsts_late": 0}
+    log = [
+        {"before": "chunked", "after": after, "why": f"because {after}", "outcome": f"{after} did", "seen": seen}
+        for after in ("serial", "split", "corun", "chunked")
+    ]
+    told = {
+        "now": "chunked", "ways": ["chunked"], "gap_goal_s": 0.05, "first_goal_s": 1.5, "switches": 7, "log": log,
+        "measured_over_estimated": 1.25,
+    }  # fmt: skip
+    first, *lines = choice_lines(told)
+    assert "chunked now, 7 switches" in first and "50.0 ms" in first and "1.25 times their estimate" in first
+    assert [line.strip() for line in lines] == [
+        f"chunked -> {after}: because {after}; {after} did" for after in ("split", "corun", "chunked")
+    ]
+    assert choice_lines({}) == []
 
 
 def test_nothing_ran():

@@ -256,7 +256,7 @@ def test_metrics_add_up(llm: LLM) -> None:
 
 
 def test_metrics_hold_the_ledger_and_vllm_names(tiny: str) -> None:
-    with LLM(tiny, threads=1, kv_bytes=8 << 20) as own, live(own, is_aliasing=True) as server:
+    with LLM(tiny, threads=1, kv_bytes=8 << 20, place="auto") as own, live(own, is_aliasing=True) as server:
         server.complete("what is shared by both of them", max_tokens=50)
         server.complete("what is shared by both of them", max_tokens=50)
         asyncio.run(server.served.metrics.windows.fresh(0.0))
@@ -274,6 +274,8 @@ def test_metrics_hold_the_ledger_and_vllm_names(tiny: str) -> None:
     assert 'vllm:time_to_first_token_seconds_bucket{le="+Inf",model_name="tiny"}' in lines
     assert verdict["measured"]["steps"] >= 90 and account["choices"][0]["wall_ns"]
     assert float(lines["ridgeline_prefix_cache_hits_total"]) > 0 and "prefix_lost" in text
+    assert verdict["choices"]["switches"] == len(verdict["choices"]["log"])
+    assert lines['ridgeline_place_way{way="serial"}'] == "0.0" and "ridgeline_place_switches_total" in lines
 
 
 @pytest.mark.parametrize("signals", [1, 2])

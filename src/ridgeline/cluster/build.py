@@ -30,6 +30,8 @@ def connect(config: EngineConfig, command: tuple[str, ...] | None = None) -> Eng
     """Whatever config.place says, running. Raises what kept it from it. command: of EngineClient."""
     config.check()
     place = make_place(config.place)
+    if place.workload:
+        raise UserError(f"place {config.place!r} becomes another one before an engine starts: that is LLM's to do.")
     if not place.is_apart:
         return EngineClient(config, command=command)
 

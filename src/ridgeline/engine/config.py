@@ -53,7 +53,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "fcfs"
 
     place: Annotated[
-        str, "who computes what where: chunked, serial, split, corun, disaggregated; NAME:option=value"
+        str, "who computes what where: chunked, serial, split, corun, disaggregated, auto; NAME:option=value"
     ] = "chunked"
     prefix: Annotated[bool, "keep computed beginnings for later requests that begin alike"] = True
     host_kv_bytes: Annotated[int, "memory for kept beginnings that had to leave the KV pool"] = 0

@@ -10,10 +10,16 @@ from ridgeline.schedule.pace import Beside, Curves, Pace
 from ridgeline.schedule.scheduler import Scheduler
 
 from .config import EngineConfig
-from .place import make_place
+from .place import Place, make_place
 
 GAP_STEPS, FIRST_STEPS = 5, 200  # goals nobody gave: multiples of the estimated step of one answer alone
 CONTEXT = 256  # of that one
+
+
+def goals_of(place: Place, costs: StepCosts) -> Goals:
+    """As the place says, else multiples of the estimated step of one answer alone."""
+    step_s = costs.seconds("model", [(CONTEXT, 1)], 1)
+    return Goals(place.tbt or GAP_STEPS * step_s, place.ttft or FIRST_STEPS * step_s)
 
 
 def pace(config: EngineConfig, scheduler: Scheduler, costs: StepCosts, beside: Beside | None = None) -> Chooser | None:
@@ -26,8 +32,7 @@ def pace(config: EngineConfig, scheduler: Scheduler, costs: StepCosts, beside: B
     if not place.adapts:
         scheduler.pace = Pace(curves, place.tbt)
         return None
-    step_s = costs.seconds("model", [(CONTEXT, 1)], 1)
-    goals = Goals(place.tbt or GAP_STEPS * step_s, place.ttft or FIRST_STEPS * step_s)
+    goals = goals_of(place, costs)
     mixed = config.schedule()
     ways = [
         Way(f"chunked:tbt={1e3 * goals.gap_s:.0f}ms", mixed, Pace(curves, goals.gap_s)),

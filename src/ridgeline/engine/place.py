@@ -41,7 +41,10 @@ class Place(msgspec.Struct, frozen=True):
         0.0
     )
     ttft: Annotated[float, "seconds to a first token that auto aims at; 0: 200 estimated steps of one answer"] = 0.0
-    adapts: bool = False  # the engine switches between serial, chunked and chunked:tbt while it runs
+    adapts: bool = False  # the engine switches between the places of one engine while it runs
+    workload: Annotated[
+        str, "auto: rehearse every place on this workload (a name of bench, or a file) and start the best one"
+    ] = ""
     partition: PartitionOptions | None = None  # two streams of steps share the threads; None: one has them all
     policy: Annotated[str, "who is served first, where the engine's own policy was not chosen: remaining or fcfs"] = ""
     rebalance: Annotated[
@@ -62,7 +65,7 @@ class Place(msgspec.Struct, frozen=True):
 PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which of its fields are options
     "serial": (Place("serial", mixes=False), ()),
     "chunked": (Place("chunked"), ("tbt",)),
-    "auto": (Place("auto", adapts=True), ("tbt", "ttft")),
+    "auto": (Place("auto", adapts=True), ("tbt", "ttft", "workload")),
     "split": (
         Place("split", partition=PartitionOptions(), policy="remaining"),
         ("policy", *PartitionOptions.__struct_fields__),
@@ -102,6 +105,8 @@ def _read(key: str, text: str) -> object:
             known = {"link": LINKS, "route": ROUTES, "policy": ORDERS, "rebalance": BALANCES}[key]
             if text not in known:
                 raise UserError(f"{key} is {text!r}; known: {', '.join(known)}.")
+            return text
+        case "workload":
             return text
         case "tbt" | "ttft":
             return _seconds(key, text)

@@ -8,6 +8,7 @@ plain numbers, so that a stored run can be judged again. What was not measured i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -108,6 +109,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     link_s: float | None = None  # exposed transfers: collectives, hand-off, swap
     changes: tuple[Change, ...] = ()
     is_random: bool = False
+    choices: dict[str, Any] = {}  # AccountSummary's
 
 
 def gather(
@@ -136,7 +138,7 @@ def gather(
         foreign_share=foreign_share, tokenize_s=tokenize_s, waits=waits,
         preemptions=summary.preemptions, tokens_recomputed=summary.tokens_recomputed,
         tokens=sum(phase.tokens for phase in summary.phases), link_s=tiers_s, changes=changes,
-        is_random=facts.is_random,
+        is_random=facts.is_random, choices=summary.choices,
     )  # fmt: skip
 
 

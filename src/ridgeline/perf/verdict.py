@@ -6,6 +6,8 @@ measure next: it never guesses.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from .evidence import Change, Evidence, quantities
@@ -38,7 +40,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """cause: of rules.CAUSES. share: of `of`. gap: what a run at the ceiling (or at the prediction) would save, 0..1.
 
     evidence: numbers, each with where it came from. changes: the first is to be tried first; gains are
-    estimated. measured: the quantities that rules saw.
+    estimated. measured: the quantities that rules saw. choices: AccountSummary's; {}: the engine chooses no placement.
     """
 
     cause: str
@@ -51,6 +53,7 @@ class Verdict(msgspec.Struct, frozen=True):
     next: tuple[Alternative, ...]
     changes: tuple[Change, ...]
     measured: dict[str, float]
+    choices: dict[str, Any] = {}
 
     @property
     def change(self) -> Change | None:
@@ -70,6 +73,7 @@ def judge(evidence: Evidence, rules: tuple[Rule, ...] = RULES) -> Verdict:
         cause=first.cause, words=first.words, share=values[first.share], of=first.of,
         ceiling=ceiling_of(evidence, first), gap=_gap(values), evidence=facts_of(first.cause, evidence, values),
         next=_next(first.cause, rules, values), changes=changes_for(first.cause, evidence, values), measured=values,
+        choices=evidence.choices,
     )  # fmt: skip
 
 
@@ -124,5 +128,5 @@ def _undetermined(evidence: Evidence, values: dict[str, float], rules: tuple[Rul
     return Verdict(
         cause=UNDETERMINED, words="no row of the list reaches its threshold", share=0.0, of="wall time", ceiling=None,
         gap=_gap(values), evidence=facts_of(UNDETERMINED, evidence, values), next=_next(UNDETERMINED, rules, values),
-        changes=(), measured=values,
+        changes=(), measured=values, choices=evidence.choices,
     )  # fmt: skip

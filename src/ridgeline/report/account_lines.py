@@ -8,6 +8,7 @@ from ridgeline.perf.energy import EnergySummary
 from ridgeline.perf.roofline import COMPUTE, HOST, KV_BANDWIDTH, WEIGHT_BANDWIDTH
 from ridgeline.perf.summary import AccountSummary, PhaseSummary
 
+from .choice_lines import choice_lines
 from .units import digits, joules, percent, scaled, seconds
 
 PACE = {
@@ -18,7 +19,6 @@ PACE = {
 }
 WORDS = {"prefill": "prompt", "decode": "answer", "recompute": "recomputed"}
 UNTOLD = ("off", "too short")  # misses that say nothing
-SWITCHES_TOLD = 3
 NEAR = 0.5  # from this share of a roof on, the roof sets the pace; below it the kernels do
 
 
@@ -28,7 +28,7 @@ def account_lines(summary: AccountSummary, *, is_random: bool = False) -> tuple[
     if not summary.phases:
         return ("Nothing ran.", "No work was counted.", "No roof was approached.")
     extra = (line for line in (energy_line(summary.energy), _guesses(summary), _shared(summary)) if line)
-    return _times(summary, is_random), _intensities(summary), _roofs(summary), *extra, *_choices(summary)
+    return _times(summary, is_random), _intensities(summary), _roofs(summary), *extra, *choice_lines(summary.choices)
 
 
 def energy_line(energy: EnergySummary | None) -> str:
@@ -80,20 +80,6 @@ def _shared(summary: AccountSummary) -> str:
     for tier, least in summary.memory.get("break even", {}).items():
         parts.append(f"{tier} pays from {least} tokens" if least else f"{tier} never pays")
     return f"Kept       {'; '.join(parts)}" if parts else ""
-
-
-def _choices(summary: AccountSummary) -> list[str]:
-    """The way that steps are made now, and the last switches: when, why, and what came of it."""
-    if not summary.choices:
-        return []
-    told = summary.choices
-    lines = [
-        f"Place      auto: {told['now']} now, {told['switches']} switches; goals: {seconds(told['gap_goal_s'])} from "
-        f"token to token, {seconds(told['first_goal_s'])} to the first"
-    ]
-    for one in told["log"][-SWITCHES_TOLD:]:
-        lines.append(f"           {one['before']} -> {one['after']}: {one['why']}; {one['outcome']}")
-    return lines
 
 
 def _times(summary: AccountSummary, is_random: bool) -> str:

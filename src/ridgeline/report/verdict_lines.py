@@ -9,6 +9,7 @@ from ridgeline.perf.facts import Fact
 from ridgeline.perf.rules import HEALTHY, UNDETERMINED
 from ridgeline.perf.verdict import Verdict
 
+from .choice_lines import choice_lines
 from .units import digits, percent, ratio, scaled, seconds
 
 INDENT = "  "
@@ -40,7 +41,7 @@ def verdict_lines(verdict: Verdict) -> tuple[str, ...]:
         lines.append(
             f"{INDENT}measure next: a longer run on a quiet machine, and `ridgeline doctor --measure` before it"
         )
-    return tuple(lines)
+    return (*lines, *(f"{INDENT}{line}" for line in choice_lines(verdict.choices)))
 
 
 def verdict_rows(evidence: Evidence) -> list[tuple[str, ...]]:

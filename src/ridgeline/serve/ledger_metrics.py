@@ -62,6 +62,27 @@ class LedgerMetrics(Collector):
             yield verdict
             ratio = last.summary.measured_per_predicted
             yield GaugeMetricFamily(PREFIX + "prediction_ratio_last", "Steps of the newest page, measured.", ratio)
+            yield from _choices(last.summary.choices)
+
+
+def _choices(told: Mapping[str, Any]) -> Iterator[Metric]:
+    """Of an engine that chooses how it makes its steps (place auto), as of the newest page."""
+    if "now" not in told:
+        return
+    yield CounterMetricFamily(PREFIX + "place_switches", "Changes of the way steps are made.", told["switches"])
+    way = GaugeMetricFamily(PREFIX + "place_way", "1: steps are made so.", labels=["way"])
+    for name in told["ways"]:
+        way.add_metric([name], float(name == told["now"]))
+    yield way
+    if told["log"]:
+        last = told["log"][-1]
+        gap = GaugeMetricFamily(
+            PREFIX + "place_gap_seconds", "Token to token, since the last switch.", labels=["source"]
+        )
+        gap.add_metric(["seen"], last["seen"]["mean_gap_s"])
+        if last["forecast"] is not None:
+            gap.add_metric(["forecast"], last["forecast"]["gap_s"])
+        yield gap
 
 
 class Joined(Collector):

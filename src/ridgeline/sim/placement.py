@@ -1,12 +1,16 @@
-"""What each place's figures should be: the same schedulers on a virtual clock. Used by placement.py."""
+"""What a place's figures should be on a workload: the same schedulers on virtual clocks, one an engine.
+
+Engines apart are each predicted as if they had the machine's bandwidth to themselves.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ridgeline.cluster.build import configs_of
+from ridgeline.cluster.build import LINK_BYTES_PER_S, configs_of
 from ridgeline.cluster.cluster import DECODE, PREFILL
 from ridgeline.engine.build import rehearse
 from ridgeline.engine.config import EngineConfig
@@ -16,11 +20,11 @@ from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import describe, record
 from ridgeline.perf.replay import rehearse_replay
 from ridgeline.perf.workload import Job
-from ridgeline.run.machine import load_or_measure
+from ridgeline.run.machine import Machine, load_or_measure, usable_cores
 from ridgeline.state.request import Request
 from ridgeline.state.transfer import Parcel
 
-SHM_BYTES_PER_S = 1.5e9  # assumed of an unthrottled link: two copies and two checksums of a shared core
+MachineOf = Callable[[int], Machine]  # threads -> ceilings
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -34,12 +38,14 @@ class Times(msgspec.Struct, frozen=True):
     failed: int = 0
 
 
-def predict(config: EngineConfig, jobs: list[Job]) -> Times:
+def predict(config: EngineConfig, jobs: Sequence[Job], machine_of: MachineOf = load_or_measure) -> Times:
+    """UserError where the place cannot be combined with the rest of the config."""
+    config.check()
     place = make_place(config.place)
     if place.is_apart:
-        return _predict_apart(config, place, jobs)
+        return _predict_apart(config, place, jobs, machine_of)
     clock = VirtualClock()
-    found = rehearse_replay(rehearse(config, load_or_measure(config.threads or 2), clock), clock, jobs)
+    found = rehearse_replay(rehearse(config, machine_of(config.threads or usable_cores()), clock), clock, jobs)
     return Times(
         found.summary.wall_s, found.summary.output_tokens, [one.ttft_s or 0.0 for one in found.requests],
         [one.tpot_s for one in found.requests], [gap for one in found.requests for gap in one.gaps_s],
@@ -47,21 +53,20 @@ def predict(config: EngineConfig, jobs: list[Job]) -> Times:
     )  # fmt: skip
 
 
-def _predict_apart(config: EngineConfig, place: Place, jobs: list[Job]) -> Times:
-    """First all prompts on one rehearsed engine, then everything else on another: nothing goes back between them. Each
-    as if it had the machine's bandwidth to itself."""
+def _predict_apart(config: EngineConfig, place: Place, jobs: Sequence[Job], machine_of: MachineOf) -> Times:
+    """First all prompts on one rehearsed engine, then everything else on another: nothing goes back between them."""
     parts = configs_of(config, place)
-    firsts = _rehearsed(parts[PREFILL], [(job.arrival_s, job, ()) for job in jobs], hands_on=True)
+    firsts = _rehearsed(parts[PREFILL], machine_of, [(job.arrival_s, job, ()) for job in jobs], hands_on=True)
     first = [times[0] for times in firsts]
     program = record(describe(config.model), STORAGES.get(config.storage))
     per_token = sum(group.bytes_per_token for group in program.kv_groups)
-    rate = place.rate or SHM_BYTES_PER_S
+    rate = place.rate or LINK_BYTES_PER_S
     arrivals = sorted(
         (first[index] + len(job.prompt) * per_token / rate, index)
         for index, job in enumerate(jobs)
         if job.output_tokens > 1
     )
-    rest = _rehearsed(parts[DECODE], [(at, jobs[index], (0,)) for at, index in arrivals])
+    rest = _rehearsed(parts[DECODE], machine_of, [(at, jobs[index], (0,)) for at, index in arrivals])
     times = {index: [first[index], *later] for (_, index), later in zip(arrivals, rest, strict=True)}
     return Times(
         max(max(times[index][-1] if index in times else first[index] for index in range(len(jobs))), 0.0)
@@ -77,11 +82,11 @@ def _predict_apart(config: EngineConfig, place: Place, jobs: list[Job]) -> Times
 
 
 def _rehearsed(
-    config: EngineConfig, asked: list[tuple[float, Job, tuple[int, ...]]], hands_on: bool = False
+    config: EngineConfig, machine_of: MachineOf, asked: list[tuple[float, Job, tuple[int, ...]]], hands_on: bool = False
 ) -> list[list[float]]:
     """Times of the events of everything asked, on one engine of its own threads' machine."""
     clock = VirtualClock()
-    engine = rehearse(config, load_or_measure(config.threads or 1), clock)
+    engine = rehearse(config, machine_of(config.threads or 1), clock)
     times: list[list[float]] = [[] for _ in asked]
     sent = 0
     while sent < len(asked) or engine.has_work:

@@ -1,0 +1,1 @@
+"""Which techniques to turn on for a model, a machine and a workload, by what they are forecast to do."""
