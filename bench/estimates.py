@@ -22,6 +22,7 @@ from ridgeline.kit.clock import WallClock
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.load import describe, load, record
+from ridgeline.perf.calibrate import calibrated
 from ridgeline.run.activations import DEFAULT
 from ridgeline.run.arena import StepLimits
 from ridgeline.run.bind import bind
@@ -47,6 +48,7 @@ STEPS: dict[str, Entries] = {
     "3 parts of 100 at 0": ((0, 100),) * 3,
 }  # fmt: skip
 PRODUCTS = ("linear", "head", "experts")
+GROUPS = ("products", "attention", "rest")
 
 
 def plan_of(entries: Entries, groups: int) -> StepPlan:
@@ -74,7 +76,7 @@ def measure(model: str, out: Path, threads: int, seconds: float) -> None:
     plans = {name: plan_of(entries, len(program.kv_groups)) for name, entries in STEPS.items()}
     kinds = sorted({line.op.kind for line in program})
     begun, rounds = time.monotonic(), 0
-    for plan in plans.values():
+    for plan in plans.values():  # first touch
         runner.collect(runner.submit(plan))
     while not rounds or time.monotonic() - begun < seconds:
         watch, found = CpuWatch(), dict[str, Any]()
@@ -103,10 +105,11 @@ def estimated(estimator: Estimator, entries: Entries) -> dict[str, float]:
 
 
 def show(model: str, out: Path, threads: int, is_plain: bool, activations: str) -> list[dict[str, Any]]:
-    machine = load_or_measure(threads)
+    program = record(describe(model), STORAGES.get("bf16"))
+    machine = load_or_measure(threads) if is_plain else calibrated(program, threads, activations)
     if is_plain:
         machine = msgspec.structs.replace(machine, rates={}, efficiency={}, host_s=0.0)
-    estimator = Estimator(record(describe(model), STORAGES.get("bf16")), machine, activations)
+    estimator = Estimator(program, machine, activations)
     rounds = [one for one in map(json.loads, out.read_text().splitlines()) if one["threads"] == threads]
     print(f"{len(rounds)} rounds, foreign CPU share up to {max(one['foreign'] or 0 for one in rounds):.2f}; "
           f"{'calibrated' if machine.rates else 'not calibrated'}")  # fmt: skip
@@ -120,7 +123,7 @@ def show(model: str, out: Path, threads: int, is_plain: bool, activations: str) 
         row |= _by_group(seen, guess)
         shown.append(row)
         print(f"| {name} | {1e3 * row['least_s']:.1f}, {1e3 * row['median_s']:.1f} | {1e3 * guess['step']:.1f} | "
-              f"{row['median_s'] / guess['step']:.2f} | {row['products']} | {row['attention']} | {row['rest']} |")  # fmt: skip
+              f"{row['median_s'] / guess['step']:.2f} | {' | '.join(row[group] for group in GROUPS)} |")  # fmt: skip
     errors = np.abs(np.log([row["median_s"] / row["estimated_s"] for row in shown]))
     print(f"mean of |log(measured / estimated)|: {errors.mean():.3f}, largest {errors.max():.3f}")
     return shown

@@ -5,7 +5,8 @@ python bench/placement.py show MODEL --out FILE          predictions, and the ta
 python bench/placement.py pace MODEL [--targets 30,50,100]   gaps under `chunked:tbt=`
 python bench/placement.py jobs MODEL --workloads chat --out chat.jsonl   for `--place auto:workload=chat.jsonl`
 
-`run` stops after so many seconds and goes on where it stopped when it is called again; places take turns.
+`run` stops after so many seconds and goes on where it stopped when it is called again; places take turns. `show`
+predicts with this machine's calibration (made now if there is none) at the pace of prompts sent around each run.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from ridgeline.cluster.build import connect
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.place import PLACES
 from ridgeline.kit.errors import UserError
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
+from ridgeline.perf.calibrate import calibrated
 from ridgeline.perf.replay import replay, spread
 from ridgeline.perf.workload import Job
 from ridgeline.run.noise import CpuWatch
-from ridgeline.sim.placement import Times, predict
+from ridgeline.sim.placement import Times, predict, slower
 
 WANTED = (
     "serial", "chunked", "chunked:tbt=50ms", "corun", "split", "disaggregated", "disaggregated:link=tcp", "auto",
@@ -40,6 +44,7 @@ CHAT, LONG = "azure_2023_conv.csv.gz", "vidur_arxiv_summarization_lengths.csv.gz
 SHORTER = {CHAT: 6, LONG: 4}  # lengths of the traces are divided: a model of 135M on two cores
 MOST_PROMPT, MOST_OUTPUT, LEAST = 1500, 96, 8
 WORKLOADS = {"chat": (20, 1.0, 2.5), "long": (6, 0.0, 0.6), "mixed": (12, 0.6, 1.2)}  # requests, of CHAT, a second
+PROBE_TOKENS, PROBES = 192, 3  # prompts before and after a run
 TPOT_STEPS, TTFT_STEPS = 5, 200  # the goal: multiples of the undisturbed step of one answer alone
 
 
@@ -88,6 +93,28 @@ def undisturbed_step(client: Any) -> float:
     return float(np.median(gaps))
 
 
+def probe(client: Any) -> list[float]:
+    """First tokens of prompts that nobody else runs beside, nor has a beginning of: the pace of this moment."""
+    ids = np.random.default_rng(time.monotonic_ns())
+    jobs = [Job(tuple(ids.integers(1000, 30_000, PROBE_TOKENS).tolist()), 1) for _ in range(PROBES)]
+    return [replay(client, [job]).requests[0].ttft_s or 0.0 for job in jobs]
+
+
+def predicted(model: str, place: str, jobs: list[Job], pace: float = 1.0, **options: Any) -> Times:
+    """With this build's kernels calibrated for this model (now, where they are not)."""
+    program = record(describe(model), STORAGES.get("bf16"))
+    return predict(config_of(model, place, **options), jobs, lambda threads: slower(calibrated(program, threads), pace))
+
+
+def pace_of(model: str, place: str, rows: list[dict[str, Any]]) -> float:
+    """Median probe around these runs, over what is predicted of one; 1 for runs without."""
+    probes = [seconds for one in rows for seconds in one.get("probes_s", ())]
+    if not probes:
+        return 1.0
+    expected = predicted(model, place, [Job(tuple(range(1000, 1000 + PROBE_TOKENS)), 1)])
+    return float(np.median(probes)) / expected.ttft_s[0]
+
+
 def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: float, traces: Path) -> None:
     """Appends a line a run to `out`; runs that are there are not run again. wanted: workload, place, repetition."""
     begun = time.monotonic()
@@ -104,8 +131,9 @@ def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: floa
             if place == "chunked" and not any(one["workload"] == "alone" for one in read(out)):
                 _append(out, {"workload": "alone", "place": place, "repetition": 0,
                               "step_s": undisturbed_step(clients[place])})  # fmt: skip
-            watch = CpuWatch()
+            watch, probes = CpuWatch(), probe(clients[place])
             found = replay(clients[place], jobs_of(workload, repetition, traces))
+            probes += probe(clients[place])
             ids = [request.ids for request in found.requests]
             times = Times(
                 found.summary.wall_s, found.summary.output_tokens, [one.ttft_s or 0.0 for one in found.requests],
@@ -115,6 +143,7 @@ def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: floa
             _append(out, {
                 "workload": workload, "place": place, "repetition": repetition, "foreign": watch.foreign_cpu_share(),
                 "ids": hashlib.sha256(json.dumps(ids).encode()).hexdigest(), "times": msgspec.to_builtins(times),
+                "probes_s": probes,
             })  # fmt: skip
             print(f"{workload:6} {place:24} {repetition}  {found.summary.wall_s:.1f} s", flush=True)
     finally:
@@ -156,7 +185,7 @@ def figures(runs: list[Times], step_s: float) -> dict[str, float]:
 
 HEADS = (
     "workload", "place", "runs", "tokens/s", "TTFT p50, p99, s", "TPOT p50, p99, ms", "gap p99, ms", "goodput, /s",
-    "kept", "foreign",
+    "kept", "pace", "foreign",
 )  # fmt: skip
 
 
@@ -172,10 +201,13 @@ def show(model: str, out: Path, traces: Path) -> dict[str, Any]:
     for workload, place in dict.fromkeys((one["workload"], one["place"]) for one in rows):
         own = [one for one in rows if (one["workload"], one["place"]) == (workload, place)]
         measured = figures([msgspec.convert(one["times"], Times) for one in own], step_s)
+        jobs, pace = jobs_of(workload, 0, traces), 1.0
         try:
-            guessed = figures([predict(config_of(model, place), jobs_of(workload, 0, traces))], step_s)
+            pace = pace_of(model, place, own)
+            guessed = figures([predicted(model, place, jobs, pace)], step_s)
+            undisturbed = figures([predicted(model, place, jobs)], step_s)
         except UserError:
-            guessed = dict.fromkeys(measured, float("nan"))
+            guessed = undisturbed = dict.fromkeys(measured, float("nan"))
         same = all(
             ids[workload, one["repetition"], place] == ids.get((workload, one["repetition"], "chunked")) for one in own
         )
@@ -186,10 +218,12 @@ def show(model: str, out: Path, traces: Path) -> dict[str, Any]:
             f"{m['ttft_p50_s']:.2f}, {m['ttft_p99_s']:.2f} ({g['ttft_p50_s']:.2f}, {g['ttft_p99_s']:.2f}) | "
             f"{m['tpot_p50_ms']:.0f}, {m['tpot_p99_ms']:.0f} ({g['tpot_p50_ms']:.0f}, {g['tpot_p99_ms']:.0f}) | "
             f"{m['gap_p99_ms']:.0f} ({g['gap_p99_ms']:.0f}) | {m['goodput_per_s']:.2f} ({g['goodput_per_s']:.2f}) | "
-            f"{m['kept']:.0%} ({g['kept']:.0%}) | {foreign:.0%}{'' if same and not failed else ' OTHER TOKENS'} |"
+            f"{m['kept']:.0%} ({g['kept']:.0%}) | {pace:.2f} | "
+            f"{foreign:.0%}{'' if same and not failed else ' OTHER TOKENS'} |"
         )
         shown.append({"workload": workload, "place": place, "measured": m, "predicted": g, "same_tokens": same,
-                      "failed": failed, "foreign": foreign})  # fmt: skip
+                      "pace": pace, "predicted_undisturbed": undisturbed, "failed": failed,
+                      "foreign": foreign})  # fmt: skip
     return {"step_s": step_s, "rows": shown}
 
 
@@ -216,7 +250,7 @@ def pace(model: str, targets: list[float], repeats: int) -> list[dict[str, Any]]
     for place in places:
         gaps = spread([gap for one in found[place] for request in one.requests[:3] for gap in request.gaps_s])
         first = spread([request.ttft_s for one in found[place] for request in one.requests[3:]])
-        guess = predict(config_of(model, place, prefix=False), jobs)
+        guess = predicted(model, place, jobs, prefix=False)
         expected = spread(guess.gaps_s)
         assert gaps is not None and first is not None and expected is not None
         rows.append({"place": place, "gap_p50_s": gaps.p50, "gap_p90_s": gaps.p90, "gap_p99_s": gaps.p99,

@@ -134,6 +134,7 @@ def test_predict_counts_by_operator_and_phase(ridgeline, tiny):
             assert sum(row[name] for row in phase["rows"]) == pytest.approx(phase[name])
         total_s = sum(row["predicted_s"] for row in phase["rows"]) + phase["overhead_s"]
         assert total_s == pytest.approx(phase["predicted_s"])
+    assert document["ceilings"]["rates"] and document["ceilings"]["host_s"] > 0  # calibrated, without being asked
     assert document["bill"]["fits"] is True
     assert document["parameters"] == 2 * 320 * 64 + 2 * (64 * 64 * 2 + 2 * 32 * 64 + 3 * 64 * 96 + 2 * 64) + 64
 

@@ -102,3 +102,37 @@ def test_without_a_calibration_products_reach_what_is_typical_here_and_their_pea
     assert here.line_seconds(line, cost, prompt) == pytest.approx(cost.flops / (4e11 * TYPICAL["int16"]))
     described = Estimator(program, machine(source="described, not measured"))
     assert described.line_seconds(line, cost, prompt) == pytest.approx(cost.flops / 4e11)
+
+
+def attend_of(program):
+    return next(line for line in program if line.op.kind == "attend")
+
+
+def test_calibrated_attention_takes_sequences_further_rows_arithmetic_and_reading_one_after_the_other(program):
+    line = attend_of(program)
+    rates = RATES | {"attend int8": LineRate((1, 2), (1e-10, 2e-10)), "attend further int8": LineRate((1,), (3e-10,))}
+    there = machine(rates=rates, efficiency={"attend f32": 0.5, "attend f32 bytes": 0.8})
+    estimator = Estimator(program, there)
+    row_bytes = line.cost(BatchShape.of([(0, 1)], 1)).activation_bytes
+    for entries, fixed, further in (
+        ([(700, 100)], 1e-10, 99),
+        ([(50, 1)] * 2, 2e-10, 0),
+        ([(50, 1), (9, 4)], 2e-10, 3),
+    ):
+        shape = BatchShape.of(entries, len(entries))
+        cost = line.cost(shape)
+        expected = row_bytes * (fixed + further * 3e-10) + cost.flops / 5e10 + cost.kv_bytes / 8e9
+        assert estimator.line_seconds(line, cost, shape) == pytest.approx(expected)
+
+
+def test_without_a_calibration_attention_and_small_operators_take_what_is_typical_here_only(program):
+    prompt = BatchShape.of([(0, 256)], 1)
+    here, described = Estimator(program, machine()), Estimator(program, machine(source="described, not measured"))
+    line = attend_of(program)
+    cost = line.cost(prompt)
+    assert here.line_seconds(line, cost, prompt) == pytest.approx(cost.flops / (1e11 * TYPICAL["attend"]))
+    assert described.line_seconds(line, cost, prompt) == pytest.approx(cost.flops / 1e11)
+    small = next(line for line in program if line.op.kind == "norm")
+    cost = small.cost(prompt)
+    assert here.line_seconds(small, cost, prompt) >= cost.activation_bytes / (TYPICAL["rest"] * 1e10)
+    assert described.line_seconds(small, cost, prompt) == pytest.approx(cost.flops / 1e11)

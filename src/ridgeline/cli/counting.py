@@ -11,10 +11,11 @@ from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
 from ridgeline.ops.program import Program
+from ridgeline.perf.calibrate import calibrated
 from ridgeline.perf.operators import PhaseCount, count_phase, decode_shape, prefill_shape
 from ridgeline.report.units import digits, nbytes, percent, scaled, seconds
 from ridgeline.run.count import parameters, weight_bytes
-from ridgeline.run.machine import Machine, ReadRate, fingerprint, load_or_measure
+from ridgeline.run.machine import Machine, ReadRate, fingerprint
 
 from .options import size_bytes
 from .screen import Screen
@@ -63,7 +64,7 @@ def predict(question: Question, *, is_by_operator: bool, json: bool) -> None:
     )  # fmt: skip
     needs = bill(config, None if question.memory is None else size_bytes(question.memory))
     program = record(describe(question.model, weights=question.weights), make_storage(config.storage))
-    machine = _machine(question)
+    machine = _machine(question, program, screen)
     phases = _phases(question, program, machine)
     _print_memory(screen, needs, program)
     if is_by_operator:
@@ -87,10 +88,12 @@ def _phases(question: Question, program: Program, machine: Machine) -> tuple[Pha
     )
 
 
-def _machine(question: Question) -> Machine:
+def _machine(question: Question, program: Program, screen: Screen) -> Machine:
     """This one, measured; or the described one, which is labelled."""
     if question.bandwidth is None or question.flops is None:
-        return load_or_measure(question.threads)
+        return calibrated(
+            program, question.threads, progress=lambda step: screen.aside(f"measuring {step} ...", style="dim")
+        )
     rate, peak = _rate(question.bandwidth), _rate(question.flops)
     reads = (ReadRate(1, 1 << 40, rate, rate),)
     return Machine(fingerprint(), 1, reads, {"f32": peak, "int8": peak}, 0.0, "", "described, not measured")

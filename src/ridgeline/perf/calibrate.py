@@ -6,9 +6,11 @@ Predictions use them; roofs never do, so a slow kernel cannot hide behind its ow
 
 from __future__ import annotations
 
+import datetime
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,19 +18,22 @@ import numpy.typing as npt
 
 from ridgeline.engine.build import build
 from ridgeline.engine.config import EngineConfig
+from ridgeline.kernels.packing import reads_integers
 from ridgeline.kit.clock import WallClock
-from ridgeline.kit.errors import UserError
+from ridgeline.kit.errors import InvariantError, UserError
 from ridgeline.memory.kv_pool import KvPool
 from ridgeline.memory.storage.storage import BLOCK_TOKENS, STORAGES
 from ridgeline.models.load import load, record
 from ridgeline.ops.op import Line
-from ridgeline.run.activations import ACTIVATIONS
+from ridgeline.ops.program import Program
+from ridgeline.run.activations import ACTIVATIONS, DEFAULT
 from ridgeline.run.arena import StepLimits
 from ridgeline.run.bind import bind
 from ridgeline.run.cost_runner import batch_shape
 from ridgeline.run.count import weight_bytes
-from ridgeline.run.estimate import Estimator, compute_kind, product_weights, rate_key
-from ridgeline.run.machine import Machine
+from ridgeline.run.estimate import FURTHER, Estimator, compute_kind, product_weights, rate_key
+from ridgeline.run.machine import Machine, load_or_measure, store
+from ridgeline.run.noise import CpuWatch
 from ridgeline.run.rates import PANEL, ROWS, LineRate
 from ridgeline.run.runner import Runner
 from ridgeline.state.plan import Entry, LogitRow, StepPlan, StepResult
@@ -37,7 +42,9 @@ from ridgeline.state.sequence import Sequence as EngineSequence
 
 MODEL = "random:smollm2-135m"  # weights beyond most last-level caches, and still loaded in a second
 FORMATS = ("q4_1", "q8_0", "bf16")  # integers of 4 and 8 bits, and floats; others borrow from the nearest
+INTEGERS = {"q4_1": 5.0, "q8_0": 8.5}  # bits of those that products read as integers
 CONTEXT, BEFORE = 1024, 8  # kept tokens of far steps and of short ones
+PARTS = ((0, 48), (0, 192), (400, 96), (700, 48), (896, 128))  # of prompts: (context, tokens)
 LIMITS = StepLimits(tokens=256, logit_rows=16, sequences=16, context=CONTEXT + BLOCK_TOKENS)
 ROUNDS = 3  # over all numbers of rows in turn: whatever drifts, drifts for all
 BUDGET_S = 3.0  # no further round after this: a large model, or a machine that others use
@@ -51,7 +58,7 @@ def calibrate(
     machine: Machine, progress: Callable[[str], None] = lambda step: None, model: str | None = None
 ) -> Machine:
     """About 15 s; with a model, its own formats too. progress: called with a few words before each part."""
-    rates, efficiency = dict(machine.rates), dict(machine.efficiency)
+    rates, efficiency, watch = dict(machine.rates), dict(machine.efficiency), CpuWatch()
     asked = [(MODEL, weights) for weights in FORMATS] + ([(model, "native")] if model is not None else [])
     for name, weights in asked:
         program = None
@@ -64,9 +71,91 @@ def calibrate(
                 found = bench.rates()
                 rates |= {key: rate for key, rate in found.items() if name != MODEL or _is_better(rate, rates, key)}
                 if name == MODEL and activations == "int16":
-                    efficiency |= bench.attention(msgspec.structs.replace(machine, rates=rates))
+                    shares, further = bench.attention(msgspec.structs.replace(machine, rates=rates))
+                    efficiency, rates = efficiency | shares, rates | further
     progress("the host between steps")
-    return msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=_host_s(machine.threads))
+    found = msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=_host_s(machine.threads))
+    return _stamped(found, watch)
+
+
+def calibrated(
+    program: Program, threads: int | None = None, activations: str = DEFAULT,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Machine:  # fmt: skip
+    """This machine, with what estimates of a program need of our kernels: what is missing is measured now (about 5 s)
+    and kept, so that nothing is predicted from the ceilings alone. What was measured while others used the machine is
+    measured again later, and the faster of both kept. Without native bodies: the ceilings."""
+    machine = load_or_measure(threads)
+    known = {} if machine.may_calibrate_better else machine.rates
+    watch, rates, efficiency = CpuWatch(), dict[str, LineRate](), dict[str, float]()
+    asked: list[tuple[str, str]] = []
+    while machine.source == "native" and (wanted := missing(program, known | rates, activations)):
+        if (pair := wanted[0]) in asked:
+            raise InvariantError(f"a calibration of {pair} says nothing about {pair}")
+        weights, mode = pair
+        asked.append(pair)
+        progress(f"kernels on {weights} weights, {mode} activations, once")
+        with _Bench(machine, MODEL, weights, mode) as bench:
+            rates |= {key: rate for key, rate in bench.rates().items() if _is_better(rate, rates, key)}
+            if rate_key(FURTHER, bench.program) not in known | rates:
+                shares, further = bench.attention(msgspec.structs.replace(machine, rates=rates))
+                efficiency, rates = efficiency | shares, rates | further
+    if not rates:
+        return machine
+    host_s = _host_s(machine.threads)
+    found = msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=host_s)
+    return store(fastest(machine, _stamped(found, watch)))
+
+
+def fastest(old: Machine, new: Machine) -> Machine:
+    """Both calibrations together, where both have a number the faster; as calm as the new one when it has everything,
+    else as the worse of them."""
+    rates = dict(old.rates)
+    for key, rate in new.rates.items():
+        known = rates.get(key)
+        if known is not None and known.rows == rate.rows:
+            best = tuple(min(pair) for pair in zip(known.seconds, rate.seconds, strict=True))
+            rates[key] = msgspec.structs.replace(rate, seconds=best)
+        elif _is_better(rate, rates, key):
+            rates[key] = rate
+    efficiency = {key: max(share, old.efficiency.get(key, 0.0)) for key, share in new.efficiency.items()}
+    shares = [one.kernels_foreign_share for one in (old, new) if one.kernels_foreign_share is not None]
+    calmest = min if new.rates.keys() >= old.rates.keys() else max
+    return msgspec.structs.replace(
+        new, rates=rates, efficiency=old.efficiency | efficiency, host_s=min(old.host_s or new.host_s, new.host_s),
+        kernels_foreign_share=calmest(shares, default=None),
+    )  # fmt: skip
+
+
+def _stamped(machine: Machine, watch: CpuWatch) -> Machine:
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return msgspec.structs.replace(machine, kernels_at=at, kernels_foreign_share=watch.foreign_cpu_share())
+
+
+def missing(program: Program, rates: Mapping[str, LineRate], activations: str) -> tuple[tuple[str, str], ...]:
+    """(format, activations) that were not calibrated here: of FORMATS, the one nearest to each that a program has.
+
+    Those of most lines first: a bench of these may answer for a head, whose rows are few."""
+    wanted: dict[tuple[str, str], None] = {}
+    mode = activations.partition(":")[0]
+    rates = rates if rate_key(FURTHER, program) in rates else {}
+
+    def is_known(key: str, line: Line) -> bool:
+        return key in rates and (line.op.kind == "head" or rates[key].rows[-1] > PANEL)
+
+    for line in program:
+        for weight in product_weights(line):
+            if not reads_integers(weight.format):
+                if not is_known(weight.format.name, line) and not is_known("bf16", line):
+                    wanted["bf16", "int16"] = None
+                continue
+            if is_known(f"{weight.format.name} {mode}", line):
+                continue
+            bits = 8 * weight.nbytes / (weight.rows * weight.columns)
+            nearest = min(INTEGERS, key=lambda known, bits=bits: abs(INTEGERS[known] - bits))
+            modes = ("int8", "int16") if mode == "auto" else (mode,)
+            wanted |= dict.fromkeys((nearest, one) for one in modes if not is_known(f"{nearest} {one}", line))
+    return tuple(wanted)
 
 
 def _is_better(rate: LineRate, known: dict[str, LineRate], key: str) -> bool:
@@ -142,21 +231,37 @@ class _Bench:
         row = batch_shape(self._plan([(BEFORE, 1)]), self.program.reaches)
         return rate_key(line.op.kind, self.program), float(line.cost(row).activation_bytes)
 
-    def attention(self, machine: Machine) -> dict[str, float]:
-        """Shares of the ceilings: arithmetic of a late piece of a prompt, reading of many long contexts."""
-        found = {}
-        estimator = Estimator(self.program, machine)
-        deep, far = self._plan([(CONTEXT - 256, 256)]), self._plan([(CONTEXT - 1, 1)] * LIMITS.sequences)
-        for plan, key, ceiling in ((deep, "attend f32", machine.peak("f32")), (far, "attend f32 bytes", 0.0)):
-            shape = batch_shape(plan, self.program.reaches)
-            line_s = np.quantile(self._run(plan, ROUNDS + 2), QUANTILE, axis=0) * 1e-9
-            amount = seconds = 0.0
-            for line in (line for line in self.program if line.op.kind == "attend"):
-                cost = line.cost(shape)
-                amount += cost.flops if ceiling else cost.kv_bytes
-                seconds += max(float(line_s[line.index] - estimator.fixed_seconds(line, shape)), 1e-9)
-            found[key] = min(amount / seconds / (ceiling or self._bytes_per_s), 1.5)
-        return found
+    def attention(self, machine: Machine) -> tuple[dict[str, float], dict[str, LineRate]]:
+        """Shares of the ceilings, arithmetic of parts of prompts and reading of many long contexts; and the rate of
+        rows beyond a sequence's first. From parts of several lengths and depths: time goes with rows and with FLOPs."""
+        plans = [self._plan([part]) for part in PARTS] + [self._plan([(CONTEXT - 1, 1)] * LIMITS.sequences)]
+        times: list[list[npt.NDArray[np.int64]]] = [[] for _ in plans]
+        for _ in range(ROUNDS):
+            for plan, runs in zip(plans, times, strict=True):
+                runs += self._run(plan, 1)
+        known = {key: rate for key, rate in machine.rates.items() if key != rate_key(FURTHER, self.program)}
+        estimator = Estimator(self.program, msgspec.structs.replace(machine, rates=known))
+        rows = [self._attended(plan, runs, estimator) for plan, runs in zip(plans, times, strict=True)]
+        row_s, flop_s = _two_rates(rows[:-1])
+        far = rows[-1]
+        read_s = max(far.seconds - flop_s * far.flops, far.seconds / 10)
+        shares = {
+            "attend f32": min(1 / (flop_s * machine.peak("f32")), 1.5),
+            "attend f32 bytes": min(far.nbytes / read_s / self._bytes_per_s, 1.5),
+        }
+        return shares, {rate_key(FURTHER, self.program): LineRate((1,), (row_s,))}
+
+    def _attended(self, plan: StepPlan, runs: list[npt.NDArray[np.int64]], estimator: Estimator) -> _Attended:
+        """All layers together, without what one row of every sequence takes."""
+        shape = batch_shape(plan, self.program.reaches)
+        line_s = np.quantile(runs, QUANTILE, axis=0) * 1e-9
+        units = flops = nbytes = seconds = 0.0
+        for line in (line for line in self.program if line.op.kind == "attend"):
+            cost = line.cost(shape)
+            units += (shape.tokens - shape.sequences) * cost.activation_bytes / shape.tokens
+            flops, nbytes = flops + cost.flops, nbytes + cost.kv_bytes
+            seconds += max(float(line_s[line.index] - estimator.fixed_seconds(line, shape)), 1e-9)
+        return _Attended(units, flops, nbytes, seconds)
 
     def _run(self, plan: StepPlan, times: int) -> list[npt.NDArray[np.int64]]:
         results = [self._runner.collect(self._runner.submit(plan)) for _ in range(times)]
@@ -176,6 +281,24 @@ class _Bench:
                 for index, (start, tokens) in enumerate(entries)
             )
         )  # fmt: skip
+
+
+class _Attended(NamedTuple):
+    """units: bytes of activations of rows beyond a sequence's first."""
+
+    units: float
+    flops: float
+    nbytes: float
+    seconds: float
+
+
+def _two_rates(rows: Sequence[_Attended]) -> tuple[float, float]:
+    """Seconds of a unit and of a FLOP, neither negative, by least squares of what each row is off by, as a share."""
+    matrix = np.array([(row.units / row.seconds, row.flops / row.seconds) for row in rows])
+    unit_s, flop_s = np.linalg.lstsq(matrix, np.ones(len(rows)), rcond=None)[0]
+    if unit_s < 0 or flop_s <= 0:
+        unit_s, flop_s = 0.0, float(matrix[:, 1].sum() / (matrix[:, 1] ** 2).sum())
+    return float(unit_s), float(flop_s)
 
 
 class _Gaps:

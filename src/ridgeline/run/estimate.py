@@ -25,8 +25,10 @@ from .machine import Machine
 from .rates import LineRate, product_rate
 
 PRODUCTS = ("linear", "head", "experts")
-# Without a calibration, what native products reach of their peak: int8 dots by how activations are read, f32.
-TYPICAL = {"int16": 0.25, "auto": 0.38, "int8": 0.45, "f32": 0.65}
+FURTHER = "attend further"  # rate of attention's rows beyond a sequence's first
+# Without a calibration, what native products reach of their peak: int8 dots by how activations are read, f32; what
+# attention does of many rows; and at which share of the read bandwidth everything else takes its activations.
+TYPICAL = {"int16": 0.25, "auto": 0.38, "int8": 0.45, "f32": 0.65, "attend": 0.55, "rest": 0.5}
 
 
 def compute_kind(line: Line) -> str:
@@ -74,16 +76,19 @@ class Estimator:
         if line.index not in self._others:
             return self._roofline_seconds(line, cost) + (line.output.count(batch) > 0) * self.machine.barrier_s
         if line.op.kind == "attend":
-            return self.fixed_seconds(line, batch) + self._roofline_seconds(line, cost)
+            return self.fixed_seconds(line, batch) + sum(self._attend_seconds(line, cost))
         rate, unit = self._others[line.index]
         return unit * rate.at(line.output.count(batch))
 
     def fixed_seconds(self, line: Line, batch: BatchShape) -> Any:
-        """What attention takes by sequences, before anything is read or multiplied."""
+        """What calibrated attention takes by sequences, and by their further rows, before anything is read or
+        multiplied."""
         if line.index not in self._others:
             return 0.0
         rate, unit = self._others[line.index]
-        return unit * rate.at(batch.sequences)
+        further = self.machine.rates.get(rate_key(FURTHER, self.program))
+        seconds = unit * rate.at(batch.sequences)
+        return seconds if further is None else seconds + unit * further.at(batch.tokens - batch.sequences)
 
     def by_part(self, batch: BatchShape) -> Mapping[str, Any]:
         """Seconds by operator name, summed over layers."""
@@ -130,19 +135,34 @@ class Estimator:
         Activations stay in the caches between lines, so only stored bytes (weights, KV) count against memory.
         """
         kind = self._kinds[line.index]
+        if line.op.kind == "attend":
+            return np.maximum(*self._attend_seconds(line, cost))
         peak = self.machine.attainable(line.op.kind, kind) * self._typical(line, kind)
-        bandwidth: Any = self._bandwidth
-        if (
-            line.op.kind == "attend"
-        ):  # kept state is streamed as well: with few weights it decides which cache holds all
-            bandwidth = np.interp(np.log(self._set_bytes + self._layers * cost.kv_bytes + 1.0), *self._speeds)
+        bytes_s: Any = (cost.weight_bytes + cost.kv_bytes) / self._bandwidth
+        if self._is_typical and line.op.kind not in PRODUCTS:
+            bytes_s = bytes_s + cost.activation_bytes / (TYPICAL["rest"] * self._bandwidth)
+        return np.maximum(cost.flops / peak, bytes_s)
+
+    def _attend_seconds(self, line: Line, cost: Cost) -> tuple[Any, Any]:
+        """(arithmetic, reading). Calibrated kernels take both, one after the other: only one of many rows hides its
+        reading."""
+        kind = self._kinds[line.index]
+        peak = self.machine.attainable(line.op.kind, kind) * self._typical(line, kind)
+        # Kept state is streamed as well as weights: where those are few it decides which cache holds everything.
+        bandwidth = np.interp(np.log(self._set_bytes + self._layers * cost.kv_bytes + 1.0), *self._speeds)
         bandwidth = bandwidth * self.machine.efficiency.get(f"{line.op.kind} {kind} bytes", 1.0)
-        return np.maximum(cost.flops / peak, (cost.weight_bytes + cost.kv_bytes) / bandwidth)
+        return cost.flops / peak, cost.kv_bytes / bandwidth
+
+    @property
+    def _is_typical(self) -> bool:
+        """Our kernels, and not calibrated; other machines, and others' rates, are as they are."""
+        return self.machine.source == "native" and not self.machine.efficiency
 
     def _typical(self, line: Line, kind: str) -> float:
-        """Of a product on our kernels that were not calibrated; other machines, and others' rates, are as they are."""
-        if line.op.kind not in PRODUCTS or self.machine.source != "native" or self.machine.efficiency:
+        if not self._is_typical or line.op.kind not in (*PRODUCTS, "attend"):
             return 1.0
+        if line.op.kind == "attend":
+            return TYPICAL["attend"]
         return TYPICAL[self._activations.partition(":")[0] if kind == "int8" else kind]
 
     def _rates_of(self, line: Line) -> list[tuple[int, int, LineRate]]:

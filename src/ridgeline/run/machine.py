@@ -36,7 +36,7 @@ COPY_BYTES = 64 << 20
 LINE_BYTES = 64  # a read of so little is the probe's own overhead
 IN_CACHE_BYTES = 4 << 20  # below, a pass takes microseconds: more bursts, and the overhead is taken off
 BUSY = 0.1  # share of the machine others may use before what is measured counts as disturbed
-RETRY_S = 60  # a disturbed measurement is tried again after this
+RETRY_S, KERNELS_RETRY_S = 60, 600  # a disturbed measurement, or calibration, is tried again after this
 KEEP_S = 86_400  # the best of rates is taken over this long: neighbours of a virtual machine come and go
 
 
@@ -90,6 +90,8 @@ class Machine(msgspec.Struct, frozen=True):
     # Share of its peak that a kernel reached here, by "<operator kind> <number kind>"; empty until calibrated.
     efficiency: dict[str, float] = {}
     rates: dict[str, LineRate] = {}  # of our kernels by number of rows (rates.py); empty until calibrated
+    kernels_at: str = ""  # when these were calibrated last, ISO 8601, and what others had of the processors meanwhile
+    kernels_foreign_share: float | None = None
     caches: tuple[CacheLevel, ...] = ()
     copies: tuple[CopyRate, ...] = ()
     flops_per_s_one_thread: dict[str, float] = {}  # only a full measurement has them
@@ -102,6 +104,12 @@ class Machine(msgspec.Struct, frozen=True):
     def is_disturbed(self) -> bool:
         """Measured while others used the machine: ceilings may be too low."""
         return self.foreign_share is not None and self.foreign_share > BUSY
+
+    @property
+    def may_calibrate_better(self) -> bool:
+        """Kernels were calibrated while others used the machine, and not just now."""
+        share = self.kernels_foreign_share
+        return share is not None and share > BUSY and _age_s(self.kernels_at) > KERNELS_RETRY_S
 
     @property
     def read_bytes_per_s(self) -> float:

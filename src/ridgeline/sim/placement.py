@@ -38,6 +38,20 @@ class Times(msgspec.Struct, frozen=True):
     failed: int = 0
 
 
+def slower(machine: Machine, pace: float) -> Machine:
+    """The same machine in a moment in which everything takes `pace` times as long."""
+    change = msgspec.structs.replace
+    rates = {
+        key: change(rate, seconds=tuple(pace * s for s in rate.seconds), bytes_per_s=rate.bytes_per_s / pace)
+        for key, rate in machine.rates.items()
+    }
+    return change(
+        machine, rates=rates, reads=tuple(change(read, bytes_per_s=read.bytes_per_s / pace) for read in machine.reads),
+        flops_per_s={kind: peak / pace for kind, peak in machine.flops_per_s.items()}, host_s=pace * machine.host_s,
+        barrier_s=pace * machine.barrier_s,
+    )  # fmt: skip
+
+
 def predict(config: EngineConfig, jobs: Sequence[Job], machine_of: MachineOf = load_or_measure) -> Times:
     """UserError where the place cannot be combined with the rest of the config."""
     config.check()
