@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Say what a model needs and how fast it could be, without loading it: memory first, then work, bytes and time.
 
-    Times are estimated from counts and the ceilings measured on this machine, or from ceilings you give.
+    Times are estimated from counts and the ceilings measured on this machine, or from ceilings you give. The first time
+    our kernels are calibrated for the model's formats, which takes some 7 s.
 
     \b
     Examples:

@@ -74,8 +74,8 @@ def calibrate(
                     shares, further = bench.attention(msgspec.structs.replace(machine, rates=rates))
                     efficiency, rates = efficiency | shares, rates | further
     progress("the host between steps")
-    found = msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=_host_s(machine.threads))
-    return _stamped(found, watch)
+    host_s = _host_s(machine.threads)
+    return _stamped(msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=host_s), watch)
 
 
 def calibrated(
@@ -152,7 +152,7 @@ def missing(program: Program, rates: Mapping[str, LineRate], activations: str) -
             if is_known(f"{weight.format.name} {mode}", line):
                 continue
             bits = 8 * weight.nbytes / (weight.rows * weight.columns)
-            nearest = min(INTEGERS, key=lambda known, bits=bits: abs(INTEGERS[known] - bits))
+            nearest = min((abs(known - bits), name) for name, known in INTEGERS.items())[1]
             modes = ("int8", "int16") if mode == "auto" else (mode,)
             wanted |= dict.fromkeys((nearest, one) for one in modes if not is_known(f"{nearest} {one}", line))
     return tuple(wanted)
