@@ -6,6 +6,7 @@ is where it can be chosen.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import msgspec
@@ -16,10 +17,11 @@ from ridgeline.engine.place import make_place
 from ridgeline.kit.errors import CapacityError, UserError
 from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
+from ridgeline.perf.calibrate import calibrated
 from ridgeline.perf.replay import spread
 from ridgeline.perf.workload import Job
 from ridgeline.run.costs import StepCosts
-from ridgeline.run.machine import load_or_measure, usable_cores
+from ridgeline.run.machine import usable_cores
 from ridgeline.schedule.choose import Goals
 from ridgeline.sim.placement import MachineOf, Times, predict
 
@@ -53,12 +55,14 @@ class Placement(msgspec.Struct, frozen=True):
     forecasts: tuple[PlaceForecast, ...]
 
 
-def choose_placement(config: EngineConfig, jobs: Sequence[Job], machine_of: MachineOf = load_or_measure) -> Placement:
-    """config.place: auto, with the goals that were given. CapacityError when no place can run this."""
+def choose_placement(config: EngineConfig, jobs: Sequence[Job], machine_of: MachineOf | None = None) -> Placement:
+    """config.place: auto, with the goals that were given. machine_of: by default calibrated for the model, now where it
+    is not. CapacityError when no place can run this."""
     asked, jobs = make_place(config.place), sorted(jobs, key=lambda job: job.arrival_s)[:MOST_JOBS]
     program = record(describe(config.model, weights=config.weights), make_storage(config.storage), config.retention)
     threads = config.threads or usable_cores()
-    goals = goals_of(asked, StepCosts({"model": program}, lambda: machine_of(threads), config.activations))
+    machine_of = machine_of or (lambda count: calibrated(program, count, config.activations))
+    goals = goals_of(asked, StepCosts({"model": program}, functools.partial(machine_of, threads), config.activations))
     tbt, ttft = f"tbt={goals.gap_s:.4f}s", f"ttft={goals.first_s:.4f}s"
     forecasts = tuple(
         _forecast(config, place, jobs, goals, machine_of)
