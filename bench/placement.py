@@ -106,13 +106,16 @@ def predicted(model: str, place: str, jobs: list[Job], pace: float = 1.0, **opti
     return predict(config_of(model, place, **options), jobs, lambda threads: slower(calibrated(program, threads), pace))
 
 
+def expected_probe_s(model: str, place: str) -> float:
+    return predicted(model, place, [Job(tuple(range(1000, 1000 + PROBE_TOKENS)), 1)]).ttft_s[0]
+
+
 def pace_of(model: str, place: str, rows: list[dict[str, Any]]) -> float:
     """Median probe around these runs, over what is predicted of one; 1 for runs without."""
     probes = [seconds for one in rows for seconds in one.get("probes_s", ())]
     if not probes:
         return 1.0
-    expected = predicted(model, place, [Job(tuple(range(1000, 1000 + PROBE_TOKENS)), 1)])
-    return float(np.median(probes)) / expected.ttft_s[0]
+    return float(np.median(probes)) / expected_probe_s(model, place)
 
 
 def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: float, traces: Path) -> None:
@@ -126,6 +129,7 @@ def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: floa
             if time.monotonic() - begun > seconds:
                 break
             if place not in clients:
+                expected_probe_s(model, place)  # calibrates what is not, while the machine is as quiet as for the runs
                 clients[place] = connect(config_of(model, place))
                 replay(clients[place], [Job(tuple(range(100, 164)), 4)])
             if place == "chunked" and not any(one["workload"] == "alone" for one in read(out)):

@@ -10,7 +10,7 @@ from ridgeline.models.load import describe, record
 from ridgeline.ops.program import Program
 from ridgeline.perf import calibrate
 from ridgeline.perf.calibrate import calibrated, fastest, missing
-from ridgeline.run.machine import Fingerprint, Machine, ReadRate, store
+from ridgeline.run.machine import Fingerprint, Machine, Pace, ReadRate, store
 from ridgeline.run.rates import LineRate
 
 ONE = LineRate((1, 12), (1e-10, 3e-10), 5.0, 1e10)
@@ -106,6 +106,7 @@ def benches(monkeypatch, tmp_path):
     path = tmp_path / "machine.json"
     kept = [machine()]
     monkeypatch.setattr(calibrate, "_Bench", Bench)
+    monkeypatch.setattr(calibrate, "recheck", lambda machine: Pace(1.0, 0.97, 0.0))
     monkeypatch.setattr(calibrate, "_host_s", lambda threads: 3e-4)
     monkeypatch.setattr(calibrate, "load_or_measure", lambda threads: kept[-1])
     monkeypatch.setattr(calibrate, "store", lambda found: kept.append(store(found, path)) or found)
@@ -117,13 +118,20 @@ def test_a_machine_is_calibrated_once_and_again_only_when_it_was_disturbed(bench
     q4 = program("q4_1")
     first = calibrated(q4)
     assert made == [("q4_1", "int16")] and set(first.rates) == {"q4_1 int16", "q8_0 int16", "attend further int8"}
-    assert first.host_s == 3e-4 and first.kernels_at
+    assert first.host_s == 3e-4 and first.kernels_at and first.kernels_pace == 0.97
     assert calibrated(q4) is kept[-1] and len(made) == 1
     calibrated(q4, activations="int8")
     assert made[1:] == [("q4_1", "int8")]
     kept.append(msgspec.structs.replace(kept[-1], kernels_foreign_share=0.5, kernels_at="2026-01-01T00:00:00+00:00"))
     calibrated(q4)
     assert len(made) == 3 and "q4_1 int8" in kept[-1].rates  # nothing known is lost
+    long_ago = {"kernels_foreign_share": 0.0, "kernels_at": "2026-01-01T00:00:00+00:00"}
+    kept.append(msgspec.structs.replace(kept[-1], **long_ago, kernels_pace=0.6))
+    calibrated(q4)
+    assert len(made) == 4
+    kept.append(msgspec.structs.replace(kept[-1], **long_ago, kernels_pace=0.97))
+    calibrated(q4)
+    assert len(made) == 4
 
 
 def test_without_native_bodies_there_is_nothing_to_calibrate(benches):

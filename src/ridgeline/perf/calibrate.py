@@ -32,7 +32,7 @@ from ridgeline.run.bind import bind
 from ridgeline.run.cost_runner import batch_shape
 from ridgeline.run.count import weight_bytes
 from ridgeline.run.estimate import FURTHER, Estimator, compute_kind, product_weights, rate_key
-from ridgeline.run.machine import Machine, load_or_measure, store
+from ridgeline.run.machine import Machine, load_or_measure, recheck, store
 from ridgeline.run.noise import CpuWatch
 from ridgeline.run.rates import PANEL, ROWS, LineRate
 from ridgeline.run.runner import Runner
@@ -58,7 +58,7 @@ def calibrate(
     machine: Machine, progress: Callable[[str], None] = lambda step: None, model: str | None = None
 ) -> Machine:
     """About 15 s; with a model, its own formats too. progress: called with a few words before each part."""
-    rates, efficiency, watch = dict(machine.rates), dict(machine.efficiency), CpuWatch()
+    rates, efficiency, moment = dict(machine.rates), dict(machine.efficiency), _Moment(machine)
     asked = [(MODEL, weights) for weights in FORMATS] + ([(model, "native")] if model is not None else [])
     for name, weights in asked:
         program = None
@@ -75,7 +75,7 @@ def calibrate(
                     efficiency, rates = efficiency | shares, rates | further
     progress("the host between steps")
     host_s = _host_s(machine.threads)
-    return _stamped(msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=host_s), watch)
+    return moment.stamp(msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=host_s))
 
 
 def calibrated(
@@ -87,9 +87,11 @@ def calibrated(
     measured again later, and the faster of both kept. Without native bodies: the ceilings."""
     machine = load_or_measure(threads)
     known = {} if machine.may_calibrate_better else machine.rates
-    watch, rates, efficiency = CpuWatch(), dict[str, LineRate](), dict[str, float]()
+    if machine.source != "native" or not missing(program, known, activations):
+        return machine
+    moment, rates, efficiency = _Moment(machine), dict[str, LineRate](), dict[str, float]()
     asked: list[tuple[str, str]] = []
-    while machine.source == "native" and (wanted := missing(program, known | rates, activations)):
+    while wanted := missing(program, known | rates, activations):
         if (pair := wanted[0]) in asked:
             raise InvariantError(f"a calibration of {pair} says nothing about {pair}")
         weights, mode = pair
@@ -100,11 +102,9 @@ def calibrated(
             if rate_key(FURTHER, bench.program) not in known | rates:
                 shares, further = bench.attention(msgspec.structs.replace(machine, rates=rates))
                 efficiency, rates = efficiency | shares, rates | further
-    if not rates:
-        return machine
     host_s = _host_s(machine.threads)
     found = msgspec.structs.replace(machine, rates=rates, efficiency=efficiency, host_s=host_s)
-    return store(fastest(machine, _stamped(found, watch)))
+    return store(fastest(machine, moment.stamp(found)))
 
 
 def fastest(old: Machine, new: Machine) -> Machine:
@@ -120,16 +120,26 @@ def fastest(old: Machine, new: Machine) -> Machine:
             rates[key] = rate
     efficiency = {key: max(share, old.efficiency.get(key, 0.0)) for key, share in new.efficiency.items()}
     shares = [one.kernels_foreign_share for one in (old, new) if one.kernels_foreign_share is not None]
-    calmest = min if new.rates.keys() >= old.rates.keys() else max
+    paces = [one.kernels_pace for one in (old, new) if one.kernels_pace is not None]
+    is_whole = new.rates.keys() >= old.rates.keys()
+    calmest, quickest = (min, max) if is_whole else (max, min)
     return msgspec.structs.replace(
         new, rates=rates, efficiency=old.efficiency | efficiency, host_s=min(old.host_s or new.host_s, new.host_s),
-        kernels_foreign_share=calmest(shares, default=None),
+        kernels_foreign_share=calmest(shares, default=None), kernels_pace=quickest(paces, default=None),
     )  # fmt: skip
 
 
-def _stamped(machine: Machine, watch: CpuWatch) -> Machine:
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return msgspec.structs.replace(machine, kernels_at=at, kernels_foreign_share=watch.foreign_cpu_share())
+class _Moment:
+    """What disturbs a calibration between its beginning and its end."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._pace = machine, recheck(machine).arithmetic
+        self._watch = CpuWatch()
+
+    def stamp(self, calibrated: Machine) -> Machine:
+        share, at = self._watch.foreign_cpu_share(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        pace = min(self._pace, recheck(self._machine).arithmetic)
+        return msgspec.structs.replace(calibrated, kernels_at=at, kernels_foreign_share=share, kernels_pace=pace)
 
 
 def missing(program: Program, rates: Mapping[str, LineRate], activations: str) -> tuple[tuple[str, str], ...]:

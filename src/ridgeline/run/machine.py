@@ -92,6 +92,7 @@ class Machine(msgspec.Struct, frozen=True):
     rates: dict[str, LineRate] = {}  # of our kernels by number of rows (rates.py); empty until calibrated
     kernels_at: str = ""  # when these were calibrated last, ISO 8601, and what others had of the processors meanwhile
     kernels_foreign_share: float | None = None
+    kernels_pace: float | None = None  # arithmetic just before and after, of the peak
     caches: tuple[CacheLevel, ...] = ()
     copies: tuple[CopyRate, ...] = ()
     flops_per_s_one_thread: dict[str, float] = {}  # only a full measurement has them
@@ -107,9 +108,9 @@ class Machine(msgspec.Struct, frozen=True):
 
     @property
     def may_calibrate_better(self) -> bool:
-        """Kernels were calibrated while others used the machine, and not just now."""
-        share = self.kernels_foreign_share
-        return share is not None and share > BUSY and _age_s(self.kernels_at) > KERNELS_RETRY_S
+        """Kernels were calibrated while others used the machine or slowed it down, and not just now."""
+        is_disturbed = (self.kernels_foreign_share or 0.0) > BUSY or (self.kernels_pace or 1.0) < 1 - BUSY
+        return is_disturbed and _age_s(self.kernels_at) > KERNELS_RETRY_S
 
     @property
     def read_bytes_per_s(self) -> float:
