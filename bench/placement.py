@@ -30,6 +30,7 @@ from ridgeline.engine.place import PLACES
 from ridgeline.kit.errors import UserError
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import describe, record
+from ridgeline.perf.account import StepTable
 from ridgeline.perf.calibrate import calibrated
 from ridgeline.perf.replay import replay, spread
 from ridgeline.perf.workload import Job
@@ -135,7 +136,7 @@ def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: floa
             if place == "chunked" and not any(one["workload"] == "alone" for one in read(out)):
                 _append(out, {"workload": "alone", "place": place, "repetition": 0,
                               "step_s": undisturbed_step(clients[place])})  # fmt: skip
-            watch, probes = CpuWatch(), probe(clients[place])
+            watch, probes, begun_s = CpuWatch(), probe(clients[place]), time.perf_counter()
             found = replay(clients[place], jobs_of(workload, repetition, traces))
             probes += probe(clients[place])
             ids = [request.ids for request in found.requests]
@@ -148,6 +149,7 @@ def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: floa
                 "workload": workload, "place": place, "repetition": repetition, "foreign": watch.foreign_cpu_share(),
                 "ids": hashlib.sha256(json.dumps(ids).encode()).hexdigest(), "times": msgspec.to_builtins(times),
                 "probes_s": probes,
+                "switches": switches_of(clients[place], begun_s) if place.startswith("auto") else [],
             })  # fmt: skip
             print(f"{workload:6} {place:24} {repetition}  {found.summary.wall_s:.1f} s", flush=True)
     finally:
@@ -155,6 +157,12 @@ def run(model: str, out: Path, wanted: list[tuple[str, str, int]], seconds: floa
             client.close()
     there = {(one["workload"], one["place"], one["repetition"]) for one in read(out)}
     print(f"{len(set(wanted) - there)} runs left")
+
+
+def switches_of(client: Any, since_s: float) -> list[dict[str, Any]]:
+    """What the engine switched since then: when, why, forecast and outcome."""
+    log = client.account(StepTable).choices["log"]
+    return [one | {"at_s": one["at_s"] - since_s} for one in log if one["at_s"] >= since_s]
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -228,6 +236,8 @@ def show(model: str, out: Path, traces: Path) -> dict[str, Any]:
         shown.append({"workload": workload, "place": place, "measured": m, "predicted": g, "same_tokens": same,
                       "pace": pace, "predicted_undisturbed": undisturbed, "failed": failed,
                       "foreign": foreign})  # fmt: skip
+        for one in [switch for run in own for switch in run.get("switches", ())]:
+            print(f"    {one['at_s']:.1f} s: {one['before']} -> {one['after']}: {one['why']}; {one['outcome']}")
     return {"step_s": step_s, "rows": shown}
 
 

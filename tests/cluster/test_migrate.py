@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -156,6 +158,71 @@ def test_a_slow_receiver_only_delays_it(model: str, moving: Any) -> None:
     assert pair.engines[0].scheduler.has_parted("one") and pair.held()[0] > 0
     pair.until(lambda: pair.finished("one"))
     assert pair.ids("one") == alone(model, asked)
+
+
+@pytest.mark.parametrize("kind", ["shm", "tcp"])
+def test_a_full_way_only_delays_it(model: str, moving: Any, kind: str) -> None:
+    """Nobody reads at the other end, and the way holds little: whoever sends stands still, and not the engine."""
+    asked = request("one", 200)
+    pair = moving(kind=kind)
+    pair.begin(asked, 30)
+    end, (coming,) = pair.exchanges[0]._giver.ends[LINK], pair.exchanges[1]._taker._ends
+    if kind == "shm":
+        del end.link._carriage._free[1:]
+    for link in (end.link, coming._link):
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            link._connection.setsockopt(socket.SOL_SOCKET, buffer, 1)  # the system's least
+    is_read, take = threading.Event(), coming._link._take_payload
+
+    def held(header: Any, into: Any) -> None:
+        assert is_read.wait(60)
+        take(header, into)
+
+    coming._link._take_payload = held
+    pair.migrate("one")
+    pair.until(lambda: pair.exchanges[0]._giver._leaving["one"].is_granted)
+    made = len(pair.ids("one"))
+    pair.until(lambda: len(pair.ids("one")) >= made + 40, which=(0,))
+    assert coming._link.bytes_received == 0 and end.link.bytes_sent < 4 * pair.block_bytes
+    assert pair.held()[0] > 4 and HANDED_ON not in pair.said("one") and pair.held()[1] == 0
+    is_read.set()
+    pair.until(lambda: pair.finished("one"))
+    assert pair.ids("one") == alone(model, asked) and HANDED_ON in pair.said("one")
+    pair.until(lambda: pair.held() == [0, 0] and pair.kept_aside() == 0)
+
+
+@pytest.mark.parametrize("is_parted", [False, True])
+@pytest.mark.parametrize("part", ["head", "payload"])
+@pytest.mark.parametrize("kind", ["shm", "tcp"])
+def test_a_corrupt_frame_leaves_it_where_it_was(
+    model: str, moving: Any, kind: str, part: str, is_parted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of a block, or of what is said about it, comes turned, before the sequence parts or after."""
+    asked = request("one", 150, sampling=SAMPLED)
+    pair = moving(kind=kind)
+    pair.begin(asked, 10)
+    scheduler, (end,) = pair.engines[0].scheduler, pair.exchanges[1]._taker._ends
+    is_slot = kind == "shm" and part == "payload"
+    owner, name = (end._link._carriage, "unload") if is_slot else (end._link, "_read_into")
+    honest, turned = getattr(owner, name), []
+
+    def turn(*given: Any) -> None:
+        honest(*given)
+        into = given[-1]
+        is_part = (len(into) > 1000) is (part == "payload")
+        if not turned and is_part and scheduler.has_parted("one") is is_parted:
+            into[0] ^= 4
+            turned.append(len(into))
+
+    monkeypatch.setattr(owner, name, turn)
+    pair.migrate("one")
+    if is_parted:
+        pair.until(lambda: scheduler.has_parted("one"), which=(0,))
+    pair.until(lambda: STAYED in pair.said("one"))
+    assert turned and next(event.error for event in pair.events if event.finish == STAYED)
+    pair.until(lambda: pair.finished("one"))
+    assert pair.ids("one") == alone(model, asked)
+    pair.until(lambda: pair.held() == [0, 0] and pair.kept_aside() == 0)
 
 
 @pytest.mark.parametrize("is_parted", [False, True])
