@@ -70,9 +70,9 @@ def prompts(count: int, tokens: int, output: int, at_s: float, every_s: float) -
 
 LOADS = {
     "steps are cut, then nobody can keep the gap": Load(
-        MACHINE, 0.035, 1.5,
+        MACHINE, 0.042, 1.5,
         (answers(4, 40, 90, 0.0, 0.05) + prompts(3, 700, 4, 0.5, 0.9), answers(48, 20, 60, 10.0)
-         + prompts(8, 700, 4, 10.8, 0.25)), "chunked:tbt=0.035s",
+         + prompts(8, 700, 4, 10.8, 0.25)), "chunked:tbt=0.042s",
     ),
     "only half of the machine keeps the gap, then only all of it the first token": Load(
         round_machine(4e10, 3e11), 0.018, 1.5,

@@ -20,9 +20,11 @@ from .outcome import Outcome, Seen
 from .pace import MEAN_SHARE, Beside, Curves, Pace, Seconds
 from .scheduler import Scheduler
 
-IN_A_ROW = 2  # reviews that must agree before a switch; two streams are reviewed only between their long steps, so once
+IN_A_ROW = 2  # reviews that must agree before a switch; one is enough where waiting for the second would cost most:
+REST = 8.0  # gap goals after the last switch, a way that misses fewer goals is taken at once
 OVER = 1.05  # a gap is forecast as missed when it is this many times the goal: contexts are rounded up
-BETTER = 0.9  # with as many goals missed, only a way that is done in this part of the time is better
+BETTER, WORTH = 0.9, 0.1  # with as many goals missed, only a way that is done in this part of the time is better, and
+# saves this part of the goal for first tokens: else the next arrival may find the wrong way for nothing
 LOGGED = 100  # switches kept; the number of all is counted
 LEAST_RATIO, MOST_RATIO = 0.25, 4.0  # measured over estimated: beyond, a step was disturbed
 
@@ -55,8 +57,9 @@ class Forecast(msgspec.Struct, frozen=True):
     gap_s: float
     done_s: float
 
-    def is_better(self, other: Forecast) -> bool:
-        return self.missed < other.missed or (self.missed == other.missed and self.done_s < BETTER * other.done_s)
+    def is_better(self, other: Forecast, goals: Goals) -> bool:
+        is_worth = other.done_s - self.done_s > max((1 - BETTER) * other.done_s, WORTH * goals.first_s)
+        return self.missed < other.missed or (self.missed == other.missed and is_worth)
 
     def words(self) -> str:
         return f"misses {self.missed} goals (gap {1e3 * self.gap_s:.0f} ms, done in {self.done_s:.2f} s)"
@@ -83,7 +86,7 @@ class Chooser:
     def __init__(self, scheduler: Scheduler, curves: Curves, ways: Many[Way], goals: Goals) -> None:
         self._scheduler, self._curves, self.ways, self.goals = scheduler, curves, tuple(ways), goals
         self.way = self.ways[0]
-        self.switches, self.ratio = 0, 1.0
+        self.switches, self.ratio, self._switched_s = 0, 1.0, float("-inf")
         self._log: list[Switch] = []
         self._streak: tuple[str, int] = ("", 0)
         self._seen = Seen()
@@ -106,11 +109,12 @@ class Chooser:
         forecasts = {way.name: self._forecast(way, owed, others, now) for way in self.ways}
         current = forecasts[self.way.name]
         best = min(self.ways, key=lambda way: (forecasts[way.name].missed, forecasts[way.name].done_s))
-        if not forecasts[best.name].is_better(current):
+        if not forecasts[best.name].is_better(current, self.goals):
             self._streak = ("", 0)
             return
         self._streak = (best.name, self._streak[1] + 1 if self._streak[0] == best.name else 1)
-        if self._streak[1] >= (1 if self.way.is_split else IN_A_ROW):
+        is_urgent = forecasts[best.name].missed < current.missed and now - self._switched_s >= REST * self.goals.gap_s
+        if self.way.is_split or is_urgent or self._streak[1] >= IN_A_ROW:  # streams: reviewed between long steps only
             tokens = sum(one.tokens_to_compute for one in others)
             said = "; ".join(f"{name} {forecasts[name].words()}" for name in (self.way.name, best.name))
             why = f"{len(owed)} owed a token, {len(others)} with {tokens} to compute: {said}"
@@ -150,7 +154,7 @@ class Chooser:
             self._log[-1] = msgspec.structs.replace(self._log[-1], outcome=seen.words(), seen=seen.outcome())
         self._log = [*self._log[1 - LOGGED :], Switch(now, self.way.name, way.name, why, forecast, instead)]
         self._seen, self._streak, self._expected_s = Seen(), ("", 0), 0.0
-        self.switches += 1
+        self.switches, self._switched_s = self.switches + 1, now
         self.use(way)
 
     # -- inside
