@@ -24,7 +24,7 @@ class NextDoor:
         self._command = command or (sys.executable, "-P", "-m", "ridgeline.worker")
         self.guests: list[Detached] = []
 
-    def start(self, name: str, call: str, secret: str) -> Detached:
+    def start(self, name: str, call: str, secret: str, threads: int) -> Detached:
         command = (*self._command, "--call", call, "--name", name)
         guest = Detached(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
         assert guest.stdin is not None

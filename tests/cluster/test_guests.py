@@ -98,7 +98,7 @@ def test_who_does_not_come(command: str, says: str) -> None:
 
 def test_a_model_that_is_not_there_is_missed_there(model: str) -> None:
     guests = Guests(NextDoor(), join_s=600.0)
-    with pytest.raises(UserError, match=r"decode-0, on the machine next door: .*none\.gguf"):
+    with pytest.raises(UserError, match=r"decode-0, on the machine next door: .*none\.gguf.*at the same path"):
         guests.start("decode-0", EngineConfig(model=model + "/none.gguf"), lambda error: None)
     guests.close()
 

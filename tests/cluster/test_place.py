@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from ridgeline.cluster.build import configs_of, shares, threads_of
+from ridgeline.cluster.build import configs_of, connect, everywhere, shares, threads_of
 from ridgeline.cluster.router import ROUTERS, LeastRouter, RoundRouter
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.place import PLACES, ROUTES, Place, make_place
@@ -22,6 +25,9 @@ def test_what_is_written() -> None:
     place = make_place("disaggregated:engines=2+3,threads=1+4,link=tcp,rate=1.5M,buffer=64M,route=round,restarts=0")
     assert place == Place("disaggregated", True, False, (2, 3), (1, 4), "tcp", 1.5 * 2**20, 64 << 20, "round", 0)
     assert set(ROUTERS) == set(ROUTES)
+    far = make_place("disaggregated:launcher=ray,address=10.0.0.1:6379")
+    assert (far.launcher, far.address, far.link) == ("ray", "10.0.0.1:6379", "tcp")
+    assert make_place("disaggregated:launcher=ray").address == "auto"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,10 @@ def test_what_is_written() -> None:
         ("disaggregated:buffer=0", "write a size"),
         ("disaggregated:restarts=-1", "whole number"),
         ("disaggregated:link=shm,link=tcp", "twice"),
+        ("disaggregated:launcher=slurm", "known: processes, ray"),
+        ("disaggregated:address=10.0.0.1:6379", "write launcher=ray"),
+        ("disaggregated:launcher=ray,link=shm", "write link=tcp"),
+        ("disaggregated:launcher=ray,address=ray://10.0.0.1:10001", "write HOST:PORT"),
     ],
 )
 def test_what_is_refused(text: str, says: str) -> None:
@@ -72,6 +82,22 @@ def test_who_gets_what(tmp_path) -> None:
     with pytest.raises(UserError, match="twice"):
         threads_of(config, make_place("disaggregated:threads=3+1"))
     assert "1 prefill" in shares(config) and shares(EngineConfig(model="x")) == ""
+
+
+def test_without_ray_one_is_told_what_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    config = EngineConfig(model=write_config(tmp_path, LLAMA), place="disaggregated:launcher=ray")
+    with pytest.raises(UserError, match=r"pip install 'ridgeline\[ray\]', on every machine"):
+        connect(config)
+    assert "the Ray cluster at auto" in shares(config)
+
+
+def test_a_model_is_found_wherever_a_process_stands(tmp_path, monkeypatch) -> None:
+    name = write_config(tmp_path, LLAMA)
+    monkeypatch.chdir(tmp_path)
+    prefix, _, path = name.rpartition(":")
+    relative = f"{prefix}:{Path(path).name}" if prefix else Path(path).name
+    assert everywhere(relative) == name and everywhere("smollm2-135m") == "smollm2-135m"
 
 
 def test_routers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from ridgeline.engine.bill import memory_left
@@ -19,7 +21,9 @@ from ridgeline.run.machine import load_or_measure, usable_cores
 
 from .balance import Balance
 from .children import Children
-from .cluster import DECODE, PREFILL, Cluster
+from .cluster import DECODE, KINDS, PREFILL, Cluster, names_of
+from .guests import Guests
+from .rayhosts import RayHosts
 from .reschedule import MoveCost, Rescheduler, Rules, StepLine
 
 LINK_BYTES_PER_S = 1.5e9  # assumed of a link that is not slowed down: two copies and two checksums of a shared core
@@ -35,8 +39,28 @@ def connect(config: EngineConfig, command: tuple[str, ...] | None = None) -> Eng
     if not place.is_apart:
         return EngineClient(config, command=command)
 
+    if place.launcher == "ray":
+        return _on_ray(config, place)
     configs = configs_of(config, place)
     return Cluster(place, configs, Children(place.link, command), balance_of(configs[DECODE], place))
+
+
+def _on_ray(config: EngineConfig, place: Place) -> Cluster:
+    """As many threads as a node has, unless others were asked for."""
+    names = names_of(place)
+    hosts = RayHosts(place.address, list(names))
+    if not place.threads and config.threads is None:
+        least = {kind: min(hosts.cpus(name) for name in names if names[name] == kind) for kind in KINDS}
+        place = msgspec.structs.replace(place, threads=(least[PREFILL], least[DECODE]))
+    configs = configs_of(msgspec.structs.replace(config, model=everywhere(config.model)), place)
+    return Cluster(place, configs, Guests(hosts), balance_of(configs[DECODE], place))
+
+
+def everywhere(model: str) -> str:
+    """A name, or a path that does not depend on where one stands; before it, what is to be made of it (random:)."""
+    kind, mark, path = model.rpartition(":")
+    found = Path(path).expanduser()
+    return f"{kind}{mark}{found.resolve()}" if found.exists() else model
 
 
 def balance_of(config: EngineConfig, place: Place) -> Balance | None:
@@ -93,10 +117,14 @@ def shares(config: EngineConfig) -> str:
     place = make_place(config.place)
     if not place.is_apart:
         return ""
-    prefill, decode = threads_of(config, place)
+    if place.launcher == "ray" and not (place.threads or config.threads):
+        prefill = decode = "their share of a node's"
+    else:
+        prefill, decode = map(str, threads_of(config, place))
+    where = f"the Ray cluster at {place.address}" if place.launcher == "ray" else f"{usable_cores()} cores"
     slowed = f", slowed down to {place.rate / 1e6:.1f} MB/s" if place.rate else ""
     moving = "" if place.rebalance == "none" else f", and requests may move between the latter ({place.rebalance})"
     return (
         f"{place.engines[0]} prefill engine(s) with {prefill} thread(s) each, {place.engines[1]} decode engine(s) with "
-        f"{decode} each, on {usable_cores()} cores; keys and values travel over {place.link}{slowed}{moving}."
+        f"{decode} each, on {where}; keys and values travel over {place.link}{slowed}{moving}."
     )

@@ -50,6 +50,12 @@ class Node:
         return self.client is None and not self.is_starting
 
 
+def names_of(place: Place) -> dict[str, str]:
+    """Its engines by name, and of which kind they are."""
+    counts = zip(KINDS, place.engines, strict=True)
+    return {f"{kind}-{number}": kind for kind, count in counts for number in range(count)}
+
+
 class Cluster:
     """Has what EngineClient has: facts, submit_to, cancel, account, close. Thread-safe."""
 
@@ -68,9 +74,8 @@ class Cluster:
         self._most_attempts = 2 * sum(place.engines) * (place.restarts + 1) + 1
         self._routers: dict[str, Router] = {kind: ROUTERS[place.route]() for kind in KINDS}
         self._nodes = {
-            f"{kind}-{number}": Node(f"{kind}-{number}", kind, configs[kind], place.restarts, is_starting=True)
-            for kind, count in zip(KINDS, place.engines, strict=True)
-            for number in range(count)
+            name: Node(name, kind, configs[kind], place.restarts, is_starting=True)
+            for name, kind in names_of(place).items()
         }
         try:
             self._start_all()

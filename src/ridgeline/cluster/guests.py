@@ -7,6 +7,7 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -39,9 +40,9 @@ class Hosts(Protocol):
 
     address: str  # of this machine, for those
 
-    def start(self, name: str, call: str, secret: str) -> Guest:
+    def start(self, name: str, call: str, secret: str, threads: int) -> Guest:
         """`python -m ridgeline.worker --call CALL --name NAME` there; the secret is its standard input's first line,
-        and it ends when that input does. UserError when it cannot be started."""
+        and it ends when that input does. threads: it will use. UserError when it cannot be started."""
         ...
 
     def close(self) -> None: ...
@@ -60,7 +61,8 @@ class Guests:
         with self._lock:
             self._births += 1
             called = f"{name}.{self._births}"
-        guest = self._hosts.start(called, shown(self._reception.address), self._secret.hex())
+        here, threads = shown(self._reception.address), config.threads or 1
+        guest = self._hosts.start(called, here, self._secret.hex(), threads)
         try:
             control = self._await(called, name, guest)
             door = self._door(self._await(called + DOOR, name, guest), name, guest)
@@ -72,7 +74,7 @@ class Guests:
         except BaseException as error:
             door.close()
             if isinstance(error, UserError):
-                raise type(error)(f"{name}, {guest.where}: {error}") from error
+                raise type(error)(f"{name}, {guest.where}: {error}{_cure(config.model, str(error))}") from error
             raise
         with self._lock:
             self._doors[name] = door
@@ -137,3 +139,11 @@ class Guests:
                 "version on all machines."
             )
         return door
+
+
+def _cure(model: str, said: str) -> str:
+    """A file that is here and not there."""
+    path = Path(model.rpartition(":")[2])
+    if not path.is_absolute() or str(path) not in said:
+        return ""
+    return " Every machine needs the model's files at the same path: copy them there, or share the directory."

@@ -213,7 +213,7 @@ class EngineClient:
     @property
     def is_running(self) -> bool:
         """Whether the process is there: known sooner than what it leaves unsaid."""
-        return self._stopped is None and self._process.poll() is None
+        return self._stopped is None and self._process.poll() is None and not self._frames.has_ended
 
     @property
     def pid(self) -> int:

@@ -73,6 +73,16 @@ class Frames(Generic[Received]):
                 raise Closed("end of stream")
             self._buffer += data
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the other end is gone, though what it said before may not have been read yet."""
+        try:
+            look = select.poll()
+            look.register(self._connection, select.POLLRDHUP)
+            return bool(look.poll(0))
+        except (OSError, ValueError):  # closed
+            return True
+
     def close(self) -> None:
         """Ends both directions; a thread blocked in receive gets Closed."""
         with contextlib.suppress(OSError):  # the other end may have been faster

@@ -16,6 +16,7 @@ from ridgeline.kit.errors import UserError
 from .partition import PartitionOptions
 
 LINKS = ("shm", "tcp")
+LAUNCHERS = ("processes", "ray")
 ROUTES = ("least", "round")
 ORDERS = ("remaining", "fcfs")
 LEAST_SECONDS, MOST_SECONDS = 1e-4, 1e3
@@ -51,6 +52,10 @@ class Place(msgspec.Struct, frozen=True):
         str, "who moves between engines that go on: none, or by load, predict (of `ridgeline learn`), oracle"
     ] = "none"
     every: Annotated[int, "steps between two looks at the balance"] = 16
+    launcher: Annotated[str, "who starts engines: processes (here) or ray (on the nodes of a Ray cluster)"] = (
+        "processes"
+    )
+    address: Annotated[str, "of the Ray cluster, HOST:PORT; auto: the one that runs here"] = ""
 
     @property
     def is_apart(self) -> bool:
@@ -73,7 +78,19 @@ PLACES: Mapping[str, tuple[Place, tuple[str, ...]]] = {  # the place, and which 
     "corun": (Place("corun", takes_turns=True), ("tbt",)),
     "disaggregated": (
         Place("disaggregated", engines=(1, 1)),
-        ("engines", "threads", "link", "rate", "buffer", "route", "rebalance", "every", "restarts"),
+        (
+            "engines",
+            "threads",
+            "link",
+            "rate",
+            "buffer",
+            "route",
+            "rebalance",
+            "every",
+            "restarts",
+            "launcher",
+            "address",
+        ),
     ),
 }
 
@@ -89,6 +106,10 @@ def make_place(text: str) -> Place:
     if shares:
         place = msgspec.structs.replace(place, partition=PartitionOptions.read(shares))
     place = msgspec.structs.replace(place, **{key: _read(key, value) for key, value in given.items()})
+    if place.launcher == "ray":
+        place = _between_machines(place, given)
+    elif place.address:
+        raise UserError("address is where a Ray cluster is: write launcher=ray,address=HOST:PORT.")
     if place.rebalance != "none" and place.engines[1] < 2:
         raise UserError(f"rebalance={place.rebalance} moves requests between engines: write engines=1+2 or more.")
     return place
@@ -101,13 +122,17 @@ def _read(key: str, text: str) -> object:
             if len(counts) != 2 or not all(n.isascii() and n.isdigit() and 0 < int(n) <= MOST_ENGINES for n in counts):
                 raise UserError(f"{key} is {text!r}; write two counts from 1 to {MOST_ENGINES}, as {key}=1+1.")
             return tuple(int(count) for count in counts)
-        case "link" | "route" | "policy" | "rebalance":
-            known = {"link": LINKS, "route": ROUTES, "policy": ORDERS, "rebalance": BALANCES}[key]
+        case "link" | "route" | "policy" | "rebalance" | "launcher":
+            known = {
+                "link": LINKS, "route": ROUTES, "policy": ORDERS, "rebalance": BALANCES, "launcher": LAUNCHERS
+            }[key]  # fmt: skip
             if text not in known:
                 raise UserError(f"{key} is {text!r}; known: {', '.join(known)}.")
             return text
         case "workload":
             return text
+        case "address":
+            return _address(text)
         case "tbt" | "ttft":
             return _seconds(key, text)
         case "rate" | "buffer":
@@ -119,6 +144,19 @@ def _read(key: str, text: str) -> object:
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
         raise UserError(f"{key} is {text!r}; it must be a whole number from {least} to {most}.")
     return int(text)
+
+
+def _between_machines(place: Place, given: Mapping[str, str]) -> Place:
+    if given.get("link") == "shm":
+        raise UserError("link=shm is memory of one machine, and launcher=ray may use several: write link=tcp.")
+    return msgspec.structs.replace(place, link="tcp", address=place.address or "auto")
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text != "auto" and not (host and "/" not in host and port.isascii() and port.isdigit() and len(port) < 6):
+        raise UserError(f"address is {text!r}; write HOST:PORT of a Ray cluster's head, or auto.")
+    return text
 
 
 def _seconds(key: str, text: str) -> float:
