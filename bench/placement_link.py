@@ -23,9 +23,9 @@ from ridgeline.engine.sizing import held_bytes
 from ridgeline.llm import LLM
 from ridgeline.memory.storage.storage import make_storage
 from ridgeline.models.load import describe, record
+from ridgeline.perf.calibrate import calibrated
 from ridgeline.run.break_even import LoadOrCompute
 from ridgeline.run.costs import StepCosts
-from ridgeline.run.machine import load_or_measure
 from ridgeline.run.noise import CpuWatch
 from ridgeline.state.event import TokenEvent
 from ridgeline.state.request import Request
@@ -54,7 +54,7 @@ def link(model: str, tokens: int, factors: list[float], repeats: int, kv: str) -
     config = EngineConfig(model, threads=1, **options)
     program = record(describe(model), make_storage(config.storage))
     parcel_bytes = held_bytes(program.kv_groups, tokens)
-    machine = load_or_measure(1)
+    machine = calibrated(program, 1)
     even = LoadOrCompute(StepCosts({"model": program}, lambda: machine), parcel_bytes // tokens, lambda tier: 1.0)
     overlaps = 2 - 1 / PARTS  # times computing: once again, and what it hides
     with EngineClient(config) as client:

@@ -31,6 +31,7 @@ from ridgeline.engine.streams import StreamsEngine
 from ridgeline.kit.clock import VirtualClock
 from ridgeline.memory.storage.storage import STORAGES
 from ridgeline.models.load import describe, record
+from ridgeline.perf.calibrate import calibrated
 from ridgeline.perf.replay import ReplaySummary, rehearse_replay, replay
 from ridgeline.perf.workload import Job
 from ridgeline.run.lanes import Lanes
@@ -219,10 +220,11 @@ def ablation(
 
 def _row(model: str, row: str, rate: float, chunk: int, kept: list[dict[str, Any]]) -> dict[str, Any]:
     runs = [one for one in kept if one["row"] == row and one["rate"] == rate]
+    machine = calibrated(record(describe(model), STORAGES.get("bf16")), 2)
     guesses = []
     for one in runs:
         clock = VirtualClock()
-        engine = rehearse(config_of(model, row, chunk), load_or_measure(2), clock)
+        engine = rehearse(config_of(model, row, chunk), machine, clock)
         guesses.append(rehearse_replay(engine, clock, jobs_of(rate, one["repetition"])).summary)
     found: dict[str, Any] = {"row": row, "rate": rate, "runs": len(runs)}
     if not runs:
