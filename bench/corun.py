@@ -233,12 +233,14 @@ class Running:
 
 def steps(asked: argparse.Namespace) -> dict[str, Any]:
     engines = [Running(asked, place) for place in asked.places.split(";")]
-    print("contexts are there", flush=True)  # minutes for long ones; what is measured begins here
-    watch = CpuWatch()
+    print("contexts are there", flush=True)  # minutes for long ones
+    watch, tokens = CpuWatch(), -(-asked.prompt // (512 - asked.sequences))
     taken: dict[str, list[float]] = {one.place: [] for one in engines}
-    for turn in range(asked.repeats):
+    for turn in range(asked.repeats + 1):
         for one in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
-            taken[one.place].append(one.once(-(-asked.prompt // (512 - asked.sequences))))
+            taken[one.place].append(one.once(tokens))
+        if not turn:  # the first round warms up
+            watch, taken = CpuWatch(), {one.place: [] for one in engines}
     shortest = min(len(one.answers["s0"]) for one in engines)
     same = all(one.answers["s0"][:shortest] == engines[0].answers["s0"][:shortest] for one in engines)
     for one in engines:
@@ -250,6 +252,7 @@ def steps(asked: argparse.Namespace) -> dict[str, Any]:
         "places": {
             place: {
                 "ms": 1e3 * statistics.median(values), "fastest_ms": 1e3 * min(values),
+                "rounds_ms": [1e3 * value for value in values],
                 "gain": statistics.median(a / b for a, b in zip(first, values, strict=True)),
             }
             for place, values in taken.items()

@@ -6,7 +6,7 @@ python bench/placement.py pace MODEL [--targets 30,50,100]   gaps under `chunked
 python bench/placement.py jobs MODEL --workloads chat --out chat.jsonl   for `--place auto:workload=chat.jsonl`
 
 `run` stops after so many seconds and goes on where it stopped when it is called again; places take turns. `show`
-predicts with this machine's calibration (made now if there is none) at the pace of prompts sent around each run.
+predicts every run with this machine's calibration (made now if there is none) at the pace of prompts sent around it.
 """
 
 from __future__ import annotations
@@ -213,13 +213,14 @@ def show(model: str, out: Path, traces: Path) -> dict[str, Any]:
     for workload, place in dict.fromkeys((one["workload"], one["place"]) for one in rows):
         own = [one for one in rows if (one["workload"], one["place"]) == (workload, place)]
         measured = figures([msgspec.convert(one["times"], Times) for one in own], step_s)
-        jobs, pace = jobs_of(workload, 0, traces), 1.0
+        jobs, paces = jobs_of(workload, 0, traces), [1.0] * len(own)
         try:
-            pace = pace_of(model, place, own)
-            guessed = figures([predicted(model, place, jobs, pace)], step_s)
+            paces = [pace_of(model, place, [one]) for one in own]
+            guessed = figures([predicted(model, place, jobs, pace) for pace in paces], step_s)
             undisturbed = figures([predicted(model, place, jobs)], step_s)
         except UserError:
             guessed = undisturbed = dict.fromkeys(measured, float("nan"))
+        pace = float(np.mean(paces))
         same = all(
             ids[workload, one["repetition"], place] == ids.get((workload, one["repetition"], "chunked")) for one in own
         )
