@@ -32,12 +32,12 @@ from ridgeline.ops.program import Program
 from ridgeline.perf.account import StepTable
 from ridgeline.perf.evidence import Evidence
 from ridgeline.perf.intervals import ClientNote, ClientNotes
-from ridgeline.perf.joined import joined_ledger, one_after_another
+from ridgeline.perf.joined import JoinedRecording, joined_ledger, one_after_another
 from ridgeline.perf.ledger import RunLedger
 from ridgeline.perf.meters import Watch, open_meter
 from ridgeline.perf.observe import Seen, evidence_of, window_of
 from ridgeline.perf.pages import Pages
-from ridgeline.perf.recording import Recording
+from ridgeline.perf.recording import Recorded, Recording
 from ridgeline.perf.summary import AccountSummary, summarise
 from ridgeline.perf.totals import Window
 from ridgeline.perf.verdict import Verdict, judge
@@ -281,12 +281,10 @@ class LLM:
         recordings = self._recordings(reset, machine)
         return joined_ledger(recordings) if self._is_apart else recordings[""].ledger
 
-    def recording(self, *, reset: bool = False, machine: Machine | None = None) -> Recording:
-        """All that is known of the run since the start (or the last reset), to make a ledger, a trace or rows of.
-        UserError when several engines ran it: each has its own steps."""
-        if self._is_apart:
-            raise UserError("a recording is of one engine; several ran this. Ask for the ledger, or leave place out.")
-        return self._recordings(reset, machine)[""]
+    def recording(self, *, reset: bool = False, machine: Machine | None = None) -> Recorded:
+        """All that is known of the run since the start (or the last reset), to make a ledger, a trace or rows of."""
+        recordings = self._recordings(reset, machine)
+        return JoinedRecording(recordings) if self._is_apart else recordings[""]
 
     def _recordings(self, reset: bool, machine: Machine | None) -> dict[str, Recording]:
         """By the names of the engines; "" when there is only one."""

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,13 +88,18 @@ def alone(model: str, asked: list[Request], **options: Any) -> dict[str, tuple[i
         ("shm", {"kv": "hack:group=32", "chunk": 40}),
         ("tcp", {"kv": "hack:group=32,sinks=0", "second": {"spec": "ngram:k=3"}}),
         ("shm", {"second": {"spec": "ngram:k=3"}}),
+        ("shm", {"second": {"spec": "draft:SMALLER,k=4,adapt=off"}}),
+        ("tcp", {"kv": "int8", "chunk": 40, "second": {"spec": "draft:SMALLER,k=3"}}),
         ("shm", {"policy": "shortest", "second": {"kv_bytes": 1 << 18}}),  # the second one evicts, and computes again
     ],
 )
 def test_two_engines_make_the_tokens_of_one(
-    pairs: list[Pair], model: str, wide: str, kind: str, options: dict[str, Any]
+    pairs: list[Pair], model: str, wide: str, kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     plain = {name: value for name, value in options.items() if name not in ("first", "second")}
+    if "draft" in options.get("second", {}).get("spec", ""):
+        smaller = write_config(tmp_path, LLAMA | {"num_hidden_layers": 1})
+        options = options | {"second": {"spec": options["second"]["spec"].replace("SMALLER", smaller)}}
     model = wide if "hack" in options.get("kv", "") else model
     asked = [*requests(), *[Request(f"s{n}", prompt_of(n), 7, SAMPLED, ignore_stop=True) for n in (20, 48)]]
     pair = linked(pairs, model, kind=kind, **options)
@@ -102,6 +108,15 @@ def test_two_engines_make_the_tokens_of_one(
     assert all("handed on" in pair.said(request.id) for request in asked)
     pair.until(lambda: pair.kept_aside() == 0)
     assert pair.held() == [0, 0]
+
+
+def test_a_draft_model_guesses_on_the_second_engine(pairs: list[Pair], model: str) -> None:
+    """The model as its own draft: all it guesses holds, though it saw the prompt on that engine only."""
+    pair = linked(pairs, model, second={"spec": f"draft:{model},k=3,adapt=off"})
+    asked = requests((40,), output=25)
+    assert pair.run(asked) == alone(model, asked)
+    assert max(len(event.tokens) for event in pair.events) == 4
+    assert pair.events[-1].tokens_guessed - pair.events[-1].tokens_accepted <= 1 < pair.events[-1].tokens_accepted
 
 
 def test_windows_of_the_model_travel_too(pairs: list[Pair], tmp_path) -> None:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from ridgeline.perf.account import Account
 from ridgeline.perf.intervals import INTERVALS, ClientNote
-from ridgeline.perf.joined import joined_ledger, one_after_another
+from ridgeline.perf.joined import JoinedRecording, joined_ledger, one_after_another
 from ridgeline.perf.ledger import RunLedger
+from ridgeline.perf.ledger_rows import IDLE, ledger_rows
 from ridgeline.perf.recording import Recording
+from ridgeline.perf.trace import ENGINE, NEXT, REQUESTS, STEPS, make_trace
 from ridgeline.state.event import HANDED_ON
 from ridgeline.state.plan import Entry, LogitRow, StepPlan, StepResult
 from ridgeline.state.request import Request, Sampling
@@ -103,6 +105,48 @@ def test_a_life_in_two_engines() -> None:
         "decode": 4 + 8, "client_stall": 2, "deliver": 5,
     }  # fmt: skip
     assert (one.e2e_ns, one.finish, one.computed_tokens, one.recomputed_tokens) == (64 * MS, "length", PROMPT, 0)
+
+
+def recorded() -> JoinedRecording:
+    first, second = handed_on()
+    answer(second)
+    notes = {"q": ClientNote(-0.005, {"tokenize": 4 * MS}, 0.052, 0.059, {"client_stall": 2 * MS})}
+    about = {"model": "none"}
+    return JoinedRecording(
+        {
+            "prefill-0": Recording(first.account.table(), notes, about=about),
+            "decode-0": Recording(second.account.table(), notes, about=about),
+        }
+    )
+
+
+def test_rows_of_several_engines_sum_to_their_ledger() -> None:
+    run = recorded()
+    rows, (one,) = list(ledger_rows(run)), run.ledger.requests
+    wall: dict[str, int] = {}
+    for row in rows:
+        if row.kind == "wall":
+            wall[row.name] = wall.get(row.name, 0) + row.ns
+    assert wall == one.wall_ns and wall["transfer"] == 9 * MS
+    assert sum(row.ns for row in rows if row.kind == "cost") == sum(one.cost_ns.values())
+    steps = [row for row in rows if row.kind == "step"]
+    assert sum(row.ns for row in steps if row.name != IDLE) == run.ledger.step_ns
+    assert {row.engine for row in steps} == {"prefill-0", "decode-0"}
+    assert {row.engine for row in rows if row.kind != "step"} == {None}
+
+
+def test_a_trace_of_several_engines_leads_a_request_from_one_to_the_next() -> None:
+    run = recorded()
+    trace = make_trace(run)
+    assert trace["otherData"]["engines"] == ["prefill-0", "decode-0"] and trace["otherData"]["model"] == "none"
+    events = trace["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert {"engine prefill-0", "engine decode-0", "requests"} < set(names.values())
+    arrows = [event["pid"] for event in events if event["ph"] in "stf"]
+    assert arrows == [REQUESTS, ENGINE, ENGINE + NEXT, REQUESTS]
+    steps = [(event["pid"], event["tid"]) for event in events if event["name"].startswith("step ")]
+    assert [steps.count((ENGINE + after, STEPS)) for after in (0, NEXT)] == [3, 3]
+    assert all(event["ts"] >= 0 for event in events if event["ph"] != "M")
 
 
 def test_what_was_lost_on_the_way_is_computed_again() -> None:

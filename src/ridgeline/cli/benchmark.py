@@ -43,7 +43,7 @@ def measure_workload(
     if workload is None:
         raise UserError(f"no workload was named: give --workload FILE, or one of {', '.join(NAMES[:-1])}; or --ladder.")
     check_repeats(repeats)
-    keepsakes.check(options.get("place", "chunked"))
+    keepsakes.check()
     with screen.fetching(model) as progress:
         llm = LLM(model, progress=progress, **options)
     with closing(llm):

@@ -65,7 +65,7 @@ class Answer:
 def converse(asked: Asked, *, json: bool, screen: Screen | None = None) -> int:
     """Run to the end; returns the exit code."""
     screen = screen or Screen(json)
-    asked.keepsakes.check(asked.options.get("place", "chunked"))
+    asked.keepsakes.check()
     if asked.roofline is not None:
         check_file(asked.roofline)
     prompt = asked.prompt

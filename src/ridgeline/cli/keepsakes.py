@@ -32,12 +32,8 @@ class Keepsakes:
     trace: Path | None = None
     ledger: Path | None = None
 
-    def check(self, place: str = "chunked") -> None:
-        """UserError for what could not be written. place: of the engine's options."""
-        from ridgeline.engine.place import make_place  # noqa: PLC0415  heavy; --help must start in 0.3 s
-
-        if make_place(place).is_apart and self != Keepsakes():
-            raise UserError(f"--trace-out and --ledger-out keep one engine's run; {place} has several. Leave one out.")
+    def check(self) -> None:
+        """UserError for what could not be written."""
         for path in (self.trace, self.ledger):
             if path is not None and not path.parent.is_dir():
                 raise UserError(f"there is no folder {path.parent}; {path.name} cannot be written into it.")

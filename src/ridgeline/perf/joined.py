@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,7 +23,7 @@ from .account import OtherWork, StepTable
 from .intervals import RESTORE, ClientNote, Segments, delivery, segments_of, to_ns
 from .ledger import RequestLedger, RunLedger
 from .phases import DECODE, PHASES, PREFILL
-from .recording import Recording
+from .recording import Life, Recording
 from .timeline import Ended
 
 TRANSFER = "transfer"
@@ -30,8 +33,49 @@ Part = tuple[Recording, Ended, RequestLedger]
 
 def joined_ledger(recordings: Mapping[str, Recording]) -> RunLedger:
     """The ledger of a run on several engines: times of steps are sums over the engines."""
+    whole, torn = _whole(recordings)
+    requests = [_joined(parts, note) for parts, note in whole]
+    wall: Counter[str] = Counter()
+    for request in requests:
+        wall.update(request.wall_ns)
+    ledgers = [one.ledger for one in recordings.values()]
+    return RunLedger(
+        tuple(requests), dict(wall), sum(one.operators_ns for one in ledgers), sum(one.gaps_ns for one in ledgers),
+        sum(one.host_ns for one in ledgers), sum(one.idle_ns for one in ledgers), sum(one.step_ns for one in ledgers),
+        sum(one.engine_ns for one in ledgers), sum(one.steps for one in ledgers), len(torn),
+        sum(one.account_ns for one in ledgers),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JoinedRecording:
+    """A run on several engines, as perf.recording.Recorded: to make a trace or rows of."""
+
+    engines: Mapping[str, Recording]
+
+    @cached_property
+    def ledger(self) -> RunLedger:
+        return joined_ledger(self.engines)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {**next(iter(self.engines.values())).about, "engines": list(self.engines)}
+
+    def lives(self) -> list[Life]:
+        names = {id(one): name for name, one in self.engines.items()}
+        found = []
+        for parts, note in _whole(self.engines)[0]:
+            way = _way(parts, note)
+            reason = "cancelled" if way.ends_on_way else parts[-1][1].reason
+            at = tuple(names[id(one)] for one in way.at)
+            found.append(Life(parts[0][1].request, reason, way.segments, at))
+        return found
+
+
+def _whole(recordings: Mapping[str, Recording]) -> tuple[list[tuple[list[Part], ClientNote | None]], set[str]]:
+    """(those seen from beginning to end, the names of those that are known in part)."""
     lives, torn = _lives(recordings)
-    requests = []
+    whole = []
     for name, parts in lives.items():
         note = parts[0][0].notes.get(name)
         is_whole = [part[1].reason == HANDED_ON for part in parts] == [True] * (len(parts) - 1) + [False]
@@ -43,19 +87,10 @@ def joined_ledger(recordings: Mapping[str, Recording]) -> RunLedger:
         elif is_cut and note is not None and note.last_s is not None and note.last_s < parts[0][1].ended_s:
             torn.add(name)  # its last event is of no engine: it waited for one to be started again
         elif is_cut or is_whole:
-            requests.append(_joined(parts, note))
+            whole.append((parts, note))
         elif len(parts) > 1:
             torn.add(name)  # else it is still on its way, or at work in the next engine
-    wall: Counter[str] = Counter()
-    for request in requests:
-        wall.update(request.wall_ns)
-    ledgers = [one.ledger for one in recordings.values()]
-    return RunLedger(
-        tuple(requests), dict(wall), sum(one.operators_ns for one in ledgers), sum(one.gaps_ns for one in ledgers),
-        sum(one.host_ns for one in ledgers), sum(one.idle_ns for one in ledgers), sum(one.step_ns for one in ledgers),
-        sum(one.engine_ns for one in ledgers), sum(one.steps for one in ledgers), len(torn),
-        sum(one.account_ns for one in ledgers),
-    )  # fmt: skip
+    return whole, torn
 
 
 def _lives(recordings: Mapping[str, Recording]) -> tuple[dict[str, list[Part]], set[str]]:
@@ -78,9 +113,18 @@ def _lives(recordings: Mapping[str, Recording]) -> tuple[dict[str, list[Part]], 
     return lives, torn
 
 
-def _joined(parts: list[Part], note: ClientNote | None) -> RequestLedger:
-    """One request; all its parts but the last handed it on. One part that did: it was cancelled on its way."""
+class Way(NamedTuple):
+    """at: in which engine each segment was."""
+
+    segments: Segments
+    at: list[Recording]
+    ends_on_way: bool
+
+
+def _way(parts: list[Part], note: ClientNote | None) -> Way:
+    """All its parts but the last handed it on. One part that did: it was cancelled on its way."""
     segments: Segments = []
+    at: list[Recording] = []
     last_s = None if note is None else note.last_s
     ends_on_way = last_s is not None and (len(parts) == 1 or last_s < parts[-1][1].entered_s)
     ends_on_way = ends_on_way and parts[0][1].reason == HANDED_ON
@@ -92,8 +136,16 @@ def _joined(parts: list[Part], note: ClientNote | None) -> RequestLedger:
         own = one if not place else msgspec.structs.replace(one, arrival_s=one.entered_s)
         found = segments_of(recording.steps, own, _note(note, own, is_first=not place, is_last=is_last))
         segments += found if not place else _after(segments[-1][2], _later(found))
+        at += [recording] * (len(segments) - len(at))
     if ends_on_way and note is not None:
         segments += _end_on_way(note, segments[-1][2])
+    at += [lived[-1][0]] * (len(segments) - len(at))
+    return Way(segments, at, ends_on_way)
+
+
+def _joined(parts: list[Part], note: ClientNote | None) -> RequestLedger:
+    """One request."""
+    segments, _, ends_on_way = _way(parts, note)
     wall: Counter[str] = Counter()
     for name, begin, end in segments:
         wall[name] += end - begin

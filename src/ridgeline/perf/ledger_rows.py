@@ -17,7 +17,7 @@ import msgspec
 from ridgeline.kit.errors import UserError
 
 from .ledger import GAPS, HOST, RequestLedger, step_ledger
-from .recording import Recording
+from .recording import Recorded, Recording
 from .trace import write_bytes
 
 SCHEMA = "ridgeline.ledger/1"
@@ -27,7 +27,8 @@ IDLE = "idle"
 
 class LedgerRow(msgspec.Struct, frozen=True):
     """kind: "wall" (request, name: interval, from begin_ns on), "cost" (request, phase, name: operator group) or "step"
-    (step, name: operator group, gaps, host or idle; begin_ns: of the step). Times on the engine's clock."""
+    (step, name: operator group, gaps, host or idle; begin_ns: of the step; engine: of which, where there are several).
+    Times on the engine's clock."""
 
     kind: str
     name: str
@@ -36,17 +37,23 @@ class LedgerRow(msgspec.Struct, frozen=True):
     phase: str | None = None
     step: int | None = None
     begin_ns: int | None = None
+    engine: str | None = None
 
 
-def ledger_rows(recording: Recording) -> Iterator[LedgerRow]:
+def ledger_rows(recording: Recorded) -> Iterator[LedgerRow]:
     """All of a run."""
-    for one, segments in recording.requests():
-        for name, begin, end in segments:
-            yield LedgerRow("wall", name, end - begin, one.request, begin_ns=begin)
+    for life in recording.lives():
+        for name, begin, end in life.segments:
+            yield LedgerRow("wall", name, end - begin, life.request, begin_ns=begin)
     for request in recording.ledger.requests:
         for phase, groups in request.costs.items():
             for group, spent in groups.items():
                 yield LedgerRow("cost", group, spent, request.request_id, phase)
+    for engine, one in recording.engines.items():
+        yield from _step_rows(one, engine or None)
+
+
+def _step_rows(recording: Recording, engine: str | None) -> Iterator[LedgerRow]:
     timeline, steps = recording.timeline, recording.steps
     if timeline is None or steps is None:
         return
@@ -56,7 +63,7 @@ def ledger_rows(recording: Recording) -> Iterator[LedgerRow]:
         named += [(GAPS, int(whole.gaps[step])), (HOST, int(whole.host[step])), (IDLE, int(whole.idle[step]))]
         for name, spent in named:
             if spent:
-                yield LedgerRow("step", name, spent, step=step + timeline.first_step, begin_ns=began)
+                yield LedgerRow("step", name, spent, step=step + timeline.first_step, begin_ns=began, engine=engine)
 
 
 def check_path(path: Path) -> None:
@@ -67,7 +74,7 @@ def check_path(path: Path) -> None:
         raise UserError("Parquet needs pyarrow: pip install 'ridgeline[parquet]', or name the file .jsonl.")
 
 
-def write_ledger(recording: Recording, path: Path) -> None:
+def write_ledger(recording: Recorded, path: Path) -> None:
     """By the file's ending. JSON lines begin with one line about the run. UserError when it cannot be written."""
     check_path(path)
     if path.suffix == ".parquet":
@@ -89,7 +96,7 @@ def _head(one: RequestLedger) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name != "costs"}
 
 
-def _write_parquet(recording: Recording, path: Path) -> None:
+def _write_parquet(recording: Recorded, path: Path) -> None:
     arrow: Any = importlib.import_module("pyarrow")  # heavy and optional
     parquet: Any = importlib.import_module("pyarrow.parquet")
     kinds = {"ns": arrow.int64(), "step": arrow.int64(), "begin_ns": arrow.int64()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from ridgeline.ops.program import Program
 from ridgeline.run.machine import Machine
@@ -16,7 +16,34 @@ from ridgeline.run.machine import Machine
 from .account import StepTable
 from .intervals import ClientNote, Segments, Steps, segments_of
 from .ledger import RunLedger, make_ledger
-from .timeline import Ended, Timeline
+from .timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Life:
+    """A request that was seen whole. segments: its intervals, in order; engines: by name, where each of them was."""
+
+    request: str
+    reason: str
+    segments: Segments
+    engines: tuple[str, ...]
+
+
+class Recorded(Protocol):
+    """A run on one engine (Recording) or on several (joined.JoinedRecording)."""
+
+    @property
+    def engines(self) -> Mapping[str, Recording]:
+        """By name; "" when there is only one."""
+        ...
+
+    @property
+    def ledger(self) -> RunLedger: ...
+
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+    def lives(self) -> list[Life]: ...
 
 
 @dataclass(frozen=True)
@@ -48,9 +75,13 @@ class Recording:
     def steps(self) -> Steps | None:
         return None if self.timeline is None else Steps.of(self.table, self.timeline)
 
-    def requests(self) -> list[tuple[Ended, Segments]]:
-        """Every request that was seen whole, with its intervals in order."""
+    @property
+    def engines(self) -> Mapping[str, Recording]:
+        return {"": self}
+
+    def lives(self) -> list[Life]:
         if self.timeline is None or self.steps is None:
             return []
         known = [one for one in self.timeline.ended if one.arrival_s >= self.timeline.since_s]
-        return [(one, segments_of(self.steps, one, self.notes.get(one.request))) for one in known]
+        found = [(one, segments_of(self.steps, one, self.notes.get(one.request))) for one in known]
+        return [Life(one.request, one.reason, segments, ("",) * len(segments)) for one, segments in found]

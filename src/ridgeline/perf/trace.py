@@ -19,35 +19,35 @@ from ridgeline.kit.errors import UserError
 from .intervals import to_ns
 from .ledger import StepLedger, step_ledger
 from .phases import ACTIVITIES, DRAFT, TOLD
-from .recording import Recording
+from .recording import Life, Recorded, Recording
 
 Event = dict[str, Any]
 ENGINE, REQUESTS, COUNTERS = 1, 2, 3  # processes of the trace
+NEXT = 10  # between the processes of one engine and those of the next
 STEPS, OPERATORS, FIRST_PHASE = 1, 2, 10  # threads of the engine
 BESIDE = 100  # the same for steps that ran while another one did
 Integers = npt.NDArray[np.int64]
 NOTE = "operator slices are sums over the layers of a step, in the model's order; gaps and host time are not drawn"
 
 
-def make_trace(recording: Recording) -> dict[str, Any]:
+def make_trace(recording: Recorded) -> dict[str, Any]:
     """The whole document; times in microseconds from the first thing that happened, with nanoseconds behind the dot."""
-    events = list(_names())
-    origin = 0
-    timeline = recording.timeline
-    if timeline is not None:
-        requests = recording.requests()
-        first = to_ns(float(recording.table.step_times()[timeline.first_step :, 0].min()))
-        origin = min([first, *(segments[0][1] for _, segments in requests)])
-        events += _steps(recording, origin)
-        events += _counters(recording, origin)
-        for thread, (one, segments) in enumerate(requests, 1):
-            events.append(_name(REQUESTS, thread, f"{one.request} ({one.reason})"))
-            events += _request(thread, one.request, segments, origin)
+    lives = recording.lives()
+    begins = [_begin(one) for one in recording.engines.values() if one.timeline is not None]
+    origin = min([*begins, *(life.segments[0][1] for life in lives)], default=0)
+    after = {name: NEXT * place for place, name in enumerate(recording.engines)}
+    events = list(_process(REQUESTS, "requests"))
+    for name, one in recording.engines.items():
+        moved = [*_names(name), *_steps(one, origin), *_counters(one, origin)]
+        events += [event | {"pid": event["pid"] + after[name]} for event in moved]
+    for thread, life in enumerate(lives, 1):
+        events.append(_name(REQUESTS, thread, f"{life.request} ({life.reason})"))
+        events += _request(thread, life, [ENGINE + after[name] for name in life.engines], origin)
     about = {"note": NOTE, "share_rule": recording.ledger.share_rule, "origin_ns": origin, **recording.about}
     return {"displayTimeUnit": "ms", "otherData": about, "traceEvents": events}
 
 
-def write_trace(recording: Recording, path: Path) -> None:
+def write_trace(recording: Recorded, path: Path) -> None:
     """UserError when it cannot be written."""
     write_bytes(path, msgspec.json.encode(make_trace(recording)))
 
@@ -59,10 +59,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}. Give a file in a folder that is there.") from error
 
 
-def _names() -> Iterator[Event]:
-    for process, name in ((ENGINE, "engine"), (REQUESTS, "requests"), (COUNTERS, "counters")):
-        yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
-        yield {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}}
+def _begin(recording: Recording) -> int:
+    timeline = recording.timeline
+    since = 0 if timeline is None else timeline.first_step
+    return to_ns(float(recording.table.step_times()[since:, 0].min()))
+
+
+def _process(process: int, name: str) -> Iterator[Event]:
+    yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
+    yield {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}}
+
+
+def _names(engine: str) -> Iterator[Event]:
+    """engine: which; "" when there is only one."""
+    for process, name in ((ENGINE, "engine"), (COUNTERS, "counters")):
+        yield from _process(process, f"{name} {engine}".strip())
     yield from (_name(ENGINE, track, name) for track, name in _tracks())
 
 
@@ -166,19 +177,21 @@ def _counter(name: str, unit: str, at_ns: int, value: float) -> Event:
     return {"ph": "C", "name": name, "pid": COUNTERS, "tid": 0, "ts": at_ns / 1e3, "args": {unit: value}}
 
 
-def _request(thread: int, name: str, segments: Sequence[tuple[str, int, int]], origin: int) -> Iterator[Event]:
-    """Its intervals; and an arrow from its arrival to every phase it enters, and to its end."""
+def _request(thread: int, life: Life, engines: Sequence[int], origin: int) -> Iterator[Event]:
+    """Its intervals; and an arrow from its arrival to every phase it enters, and to its end. engines: the process of
+    the trace where each interval was."""
+    name, segments = life.request, life.segments
     flow = {"cat": "request", "name": "request", "id": thread}
-    last, before = segments[-1], ""
-    for segment in segments:
+    last, before = segments[-1], ("", 0)
+    for segment, engine in zip(segments, engines, strict=True):
         interval, begin, end = segment
         yield _slice(REQUESTS, thread, interval, begin - origin, end - begin, request=name)
         is_phase = interval in TOLD
         if segment is segments[0] and len(segments) > 1:
             yield flow | {"ph": "s", "pid": REQUESTS, "tid": thread, "ts": (begin - origin) / 1e3}
-        if is_phase and interval != before:
+        if is_phase and (interval, engine) != before:
             track = FIRST_PHASE + TOLD.index(interval)
-            yield flow | {"ph": "t", "pid": ENGINE, "tid": track, "ts": (begin - origin) / 1e3}
+            yield flow | {"ph": "t", "pid": engine, "tid": track, "ts": (begin - origin) / 1e3}
         if segment is last and len(segments) > 1:
             yield flow | {"ph": "f", "bp": "e", "pid": REQUESTS, "tid": thread, "ts": (begin - origin) / 1e3}
-        before = interval if is_phase else before
+        before = (interval, engine) if is_phase else before
