@@ -20,7 +20,9 @@ from ridgeline.decode.depth import expected_tokens
 from ridgeline.engine.build import build
 from ridgeline.engine.config import EngineConfig
 from ridgeline.engine.engine import Engine
-from ridgeline.models.load import describe
+from ridgeline.memory.storage.storage import STORAGES
+from ridgeline.models.load import describe, record
+from ridgeline.perf.calibrate import calibrated
 from ridgeline.run.costs import StepCosts
 from ridgeline.run.machine import load_or_measure
 from ridgeline.run.noise import CpuWatch
@@ -90,6 +92,8 @@ def main() -> int:
     tokenizer = describe(asked.target).tokenizer()
     if tokenizer is None:
         raise SystemExit("the target has no tokenizer")
+    for name in (asked.target, asked.draft):  # the engines' choices of depth ask for the machine that this leaves
+        calibrated(record(describe(name), STORAGES.get("bf16")))
     watches = [Watch() for _ in (None, *specs)]
     options = {"model": asked.target, "context": 1024, "max_sequences": 1, "prefix": False}
     engines = [

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-ROWS = (1, 2, 4, 8, 12, 64, 256)  # 12: rows of a native panel
+ROWS = (1, 2, 4, 8, 12, 16, 64, 256)  # 12: rows of a native panel; 16: a panel and a rest, the least part of a prompt
 # Of a prompt's groups, how many `auto` activations keep in both planes: of one row, and of a full panel of 12 rows (a
 # panel keeps what one of its rows keeps). SmolLM2, docs/findings/cpu-linear.md; a calibrated model has its own.
 KEPT_OF_ROW, KEPT_OF_PANEL, PANEL = 0.13, 0.30, 12
