@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ridgeline.cli import calibrating
 from ridgeline.cli.climb import climb
 from ridgeline.cli.screen import Screen
 from ridgeline.models.pull import TABLE
@@ -217,3 +218,17 @@ def test_what_explain_refuses(ridgeline, tmp_path, content, words):
     assert words in ridgeline("explain", str(path), code=2)[1]
     assert "--workload" in ridgeline("explain", str(path), "--workload", "W1", code=2)[1]
     assert "unknown model" in ridgeline("explain", "no-such-model", code=2)[1]
+
+
+def test_an_engine_that_decides_by_estimates_is_started_calibrated(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(calibrating, "calibrated", lambda program, *others: asked.append(program))
+    screen = Screen(True)
+    for options in ({}, {"place": "serial"}, {"place": "corun"}, {"place": "disaggregated"}):
+        calibrating.calibrate_first(screen, tiny, options)
+    assert not asked
+    for options in ({"place": "chunked:tbt=50ms"}, {"place": "auto"}, {"place": "split"}, {"spec": "ngram"}):
+        calibrating.calibrate_first(screen, tiny, options)
+    assert len(asked) == 4
+    calibrating.calibrate_first(screen, "nowhere", {"place": "auto"})  # its start says what is wrong
+    assert len(asked) == 4

@@ -23,6 +23,7 @@ from ridgeline.report.verdict_lines import verdict_line
 from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.run.noise import CpuWatch
 
+from .calibrating import calibrate_first
 from .conversation import account_of
 from .keepsakes import Keepsakes
 from .roofline import show_roofline
@@ -44,6 +45,7 @@ def measure_workload(
         raise UserError(f"no workload was named: give --workload FILE, or one of {', '.join(NAMES[:-1])}; or --ladder.")
     check_repeats(repeats)
     keepsakes.check()
+    calibrate_first(screen, model, options)
     with screen.fetching(model) as progress:
         llm = LLM(model, progress=progress, **options)
     with closing(llm):

@@ -27,6 +27,7 @@ from ridgeline.run.machine import load_or_measure, raise_ceilings
 from ridgeline.state.event import Scored
 from ridgeline.state.request import Sampling
 
+from .calibrating import calibrate_first
 from .keepsakes import Keepsakes
 from .roofline import show_roofline
 from .screen import Screen
@@ -74,6 +75,7 @@ def converse(asked: Asked, *, json: bool, screen: Screen | None = None) -> int:
         if not prompt.strip():
             raise UserError("the prompt from stdin is empty. Give one as an argument, or pipe some text.")
     options = {"max_sequences": 1} | asked.options  # one person asks: the memory goes into context
+    calibrate_first(screen, asked.model, options)
     with screen.fetching(asked.model) as progress:
         llm = LLM(asked.model, progress=progress, **options)
     with closing(llm):

@@ -24,6 +24,7 @@ from ridgeline.serve.served import Limits, Served
 from ridgeline.serve.server import Server, listen
 from ridgeline.serve.traces import Traces
 
+from .calibrating import calibrate_first
 from .screen import Screen
 from .sharing import Share, named, shares
 
@@ -96,6 +97,7 @@ def _logging(asked: Asked) -> Iterator[None]:
 def _engine(asked: Asked, share: Share, screen: Screen) -> LLM | ScriptedEngine:
     if asked.scripted is not None:
         return ScriptedEngine.of(share.model, Script.parse(asked.scripted, share.options["max_sequences"]))
+    calibrate_first(screen, share.model, share.options)
     llm = LLM(share.model, **share.options)
     screen.notes(share.model, llm.notes)
     load_or_measure(llm.facts.threads)  # now: later it would disturb answers
