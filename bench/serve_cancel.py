@@ -1,17 +1,23 @@
 """Cancellation: requests whose callers leave at random moments, beside streams that must not notice.
 
 python bench/serve_cancel.py --requests 1000 --model smollm2-135m
-For each: milliseconds from the caller's leaving (its socket closed) to the engine's having freed its blocks, less the
-step that was under way. Control streams must say bit for bit what they say alone. Last line: one JSON document.
+For each: milliseconds from the caller's leaving (just before it closes its socket) to the engine's having freed its
+blocks, less the step that was under way. Callers and control streams have a process of their own. A tenth of the
+requests carries a grammar nobody has seen, few at a time, and leaves while it is judged or compiled. Control streams
+must say bit for bit what they say alone. Last line: one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import queue
 import random
+import selectors
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,6 +34,7 @@ from ridgeline.serve.served import Served
 from ridgeline.serve.server import Server, listen
 
 SLOTS, CALLERS, OUTPUT = 6, 16, 48
+RULED_CALLERS, FIELDS, GRAMMAR_S = 3, 250, 0.4  # with two control streams fewer than there are slots: nobody queues
 
 
 class Watched:
@@ -52,9 +59,10 @@ class Watched:
         self._llm.submit_to(request, noting, note)
 
 
-def ask(port: int, prompt: list[int], tokens: int) -> socket.socket:
-    body = {"model": "m", "prompt": prompt, "max_tokens": tokens, "stream": True, "ignore_eos": True, "temperature": 0}
-    data = json.dumps(body | {"return_token_ids": True}).encode()
+def ask(port: int, prompt: list[int], tokens: int, grammar: Any = None) -> socket.socket:
+    body = {"model": "m", "prompt": prompt, "max_tokens": tokens, "stream": True, "temperature": 0}
+    body |= {"return_token_ids": True} | ({"ignore_eos": True} if grammar is None else {"structured_outputs": grammar})
+    data = json.dumps(body).encode()
     connection = socket.create_connection(("127.0.0.1", port))
     connection.sendall(
         f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
@@ -62,79 +70,115 @@ def ask(port: int, prompt: list[int], tokens: int) -> socket.socket:
     return connection
 
 
-def read_all(connection: socket.socket) -> list[int]:
+def said(data: bytes) -> list[int]:
     """Token ids of a whole stream."""
-    data = b""
-    while b"[DONE]" not in data:
-        part = connection.recv(1 << 16)
-        if not part:
-            break
-        data += part
-    connection.close()
     frames = [line[6:] for line in data.split(b"\n") if line.startswith(b"data: {")]
     choices = [choice for frame in frames for choice in json.loads(frame)["choices"]]
     return [token for choice in choices for token in choice.get("token_ids", [])]
 
 
-def leave_at_random(port: int, work: queue.Queue[list[int]], left: dict[tuple[int, ...], float], most_s: float) -> None:
-    draw = random.Random(threading.get_ident())
-    while True:
-        try:
-            prompt = work.get_nowait()
-        except queue.Empty:
-            return
-        connection = ask(port, prompt, OUTPUT)
-        connection.settimeout(draw.random() * most_s)
-        end_s = time.perf_counter() + (connection.gettimeout() or 0.0)
-        try:
-            while (rest_s := end_s - time.perf_counter()) > 0:
-                connection.settimeout(rest_s)
-                if not connection.recv(1 << 16):
-                    break
-        except TimeoutError:
-            pass
-        left[tuple(prompt)] = time.perf_counter()
-        connection.close()
+def new_grammar(draw: random.Random) -> dict[str, Any]:
+    """One that takes a while and that nobody has seen."""
+    names = [f"field_{draw.randrange(10**9)}" for _ in range(FIELDS)]
+    fields = {name: {"type": "string", "minLength": 2, "maxLength": 20} for name in names}
+    return {"json": {"type": "object", "properties": fields, "required": names, "additionalProperties": False}}
+
+
+def call(asked: dict[str, Any]) -> dict[str, Any]:
+    """Everything that callers do, in one loop: so many at a time ask and leave; control streams are read to their ends
+    and asked again until nobody is left."""
+    port, draw, chooser = asked["port"], random.Random(asked["seed"]), selectors.DefaultSelector()
+    work, left, beside = iter(asked["prompts"]), {}, [[] for _ in asked["controls"]]
+    leaving: list[tuple[float, int, list[int], socket.socket]] = []
+
+    def begin() -> None:
+        prompt = next(work, None)
+        if prompt is not None:
+            connection = ask(port, prompt, OUTPUT, new_grammar(draw) if asked["has_grammars"] else None)
+            chooser.register(connection, selectors.EVENT_READ, None)
+            due_s = time.perf_counter() + draw.random() * asked["most_s"]
+            heapq.heappush(leaving, (due_s, prompt[0] << 40 | draw.randrange(1 << 40), prompt, connection))
+
+    def control(which: int) -> None:
+        connection = ask(port, asked["controls"][which], 200)
+        chooser.register(connection, selectors.EVENT_READ, (which, bytearray()))
+
+    for _ in range(asked["callers"]):
+        begin()
+    for which in range(len(beside)):
+        control(which)
+    while chooser.get_map():
+        for key, _ in chooser.select(max(0.0, leaving[0][0] - time.perf_counter()) if leaving else None):
+            connection: Any = key.fileobj
+            data = connection.recv(1 << 16)
+            if key.data is None:
+                if not data:  # an answer that had ended: its caller stays until it wants to leave
+                    chooser.unregister(connection)
+                continue
+            which, so_far = key.data
+            so_far += data
+            if b"[DONE]" in so_far or not data:
+                chooser.unregister(connection)
+                connection.close()
+                beside[which].append(said(bytes(so_far)))
+                if leaving:
+                    control(which)
+        while leaving and leaving[0][0] <= time.perf_counter():
+            _, _, prompt, connection = heapq.heappop(leaving)
+            if connection in chooser.get_map():
+                chooser.unregister(connection)
+            left[json.dumps(prompt)] = time.perf_counter()
+            connection.close()
+            begin()
+    return {"left": left, "beside": beside}
+
+
+def in_own_process(**asked: Any) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, "--calls"], input=json.dumps(asked), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--most-s", type=float, default=2.0, help="latest moment of leaving, after asking")
+    parser.add_argument("--most-s", type=float, default=1.5, help="latest moment of leaving, after asking")
+    parser.add_argument("--calls", action="store_true", help="the callers' process, that this one starts")
     asked = parser.parse_args()
+    if asked.calls:
+        print(json.dumps(call(json.load(sys.stdin))))
+        return
     draw = random.Random(1)
+    sys.setswitchinterval(0.0005)  # as `ridgeline serve` does
     with LLM(asked.model, max_sequences=SLOTS, kv_bytes=64 << 20) as llm:
         backend, listening, ready = Watched(llm), listen("127.0.0.1", 0), queue.SimpleQueue()
         served = Served("m", backend)  # type: ignore[arg-type]
         server = Server(Door([served], Keys()), listening, ready.put)
         thread = threading.Thread(target=server.run)
         thread.start()
-        port = int(ready.get().rpartition(":")[2])
         top = llm.facts.vocabulary
         controls = [[draw.randrange(1000, top) for _ in range(60 + 20 * i)] for i in range(2)]
-        alone = [read_all(ask(port, control, 200)) for control in controls]
-        work: queue.Queue[list[int]] = queue.Queue()
-        for _ in range(asked.requests):
-            work.put([draw.randrange(1000, top) for _ in range(draw.randrange(32, 256))])
-        left: dict[tuple[int, ...], float] = {}
+        same = {"port": int(ready.get().rpartition(":")[2]), "controls": controls, "most_s": asked.most_s, "seed": 2}
+        alone = in_own_process(**same, prompts=[], callers=0, has_grammars=False)["beside"]
+        prompts = [[draw.randrange(1000, top) for _ in range(draw.randrange(32, 256))] for _ in range(asked.requests)]
+        ruled, plain = prompts[: asked.requests // 10], prompts[asked.requests // 10 :]
         llm.account(reset=True)
         watch, began_s = CpuWatch(), time.perf_counter()
-        callers = [
-            threading.Thread(target=leave_at_random, args=(port, work, left, asked.most_s)) for _ in range(CALLERS)
-        ]
-        for caller in callers:
-            caller.start()
-        beside = []
-        while any(caller.is_alive() for caller in callers):
-            streams = [ask(port, control, 200) for control in controls]
-            beside.append([read_all(stream) for stream in streams])
-        for caller in callers:
-            caller.join()
+        found = in_own_process(**same, prompts=plain, callers=CALLERS, has_grammars=False)
+        more = in_own_process(**same | {"most_s": GRAMMAR_S}, prompts=ruled, callers=RULED_CALLERS, has_grammars=True)
         wall_s, foreign = time.perf_counter() - began_s, watch.foreign_cpu_share()
-        document = _judge(llm, backend, left) | {
+        left = {tuple(json.loads(prompt)): at_s for prompt, at_s in (found["left"] | more["left"]).items()}
+        beside = [
+            (which, ids) for one in (found, more) for which, all_ids in enumerate(one["beside"]) for ids in all_ids
+        ]
+        document = _judge(llm, backend, left, {tuple(prompt) for prompt in ruled}) | {
             "requests": asked.requests, "wall_s": wall_s, "foreign_cpu_share": foreign,
-            "control_streams": 2 * len(beside), "control_same": all(one == alone for one in beside),
+            "control_streams": len(beside), "control_same": all([ids] == alone[which] for which, ids in beside),
         }  # fmt: skip
         server.drain()
         thread.join()
@@ -145,7 +189,9 @@ def main() -> None:
     print(json.dumps(document))
 
 
-def _judge(llm: LLM, backend: Watched, left: dict[tuple[int, ...], float]) -> dict[str, Any]:
+def _judge(
+    llm: LLM, backend: Watched, left: dict[tuple[int, ...], float], ruled: set[tuple[int, ...]]
+) -> dict[str, Any]:  # fmt: skip
     time.sleep(1.0)
     times = next(iter(llm._tables(False).values())).step_times()
     kinds: Counter[str] = Counter()
@@ -153,11 +199,12 @@ def _judge(llm: LLM, backend: Watched, left: dict[tuple[int, ...], float]) -> di
     for prompt, left_s in left.items():
         event = backend.ended.get(prompt)
         if event is None:
-            kinds["never reached the engine"] += 1
+            kinds["grammar being judged" if prompt in ruled else "never reached the engine"] += 1
         elif event.finish != "cancelled":
             kinds["had ended"] += 1
         else:
-            kinds["decode" if prompt in backend.begun else "prefill" if event.planned_s else "queue"] += 1
+            waited = "grammar compiling" if prompt in ruled else "queue"
+            kinds["decode" if prompt in backend.begun else "prefill" if event.planned_s else waited] += 1
             under_way = times[(times[:, 0] <= left_s + 0.005) & (times[:, 1] >= left_s)]
             step_s = float((under_way[:, 1] - under_way[:, 0]).max()) if len(under_way) else 0.0
             over_ms.append(1e3 * (event.at_s - left_s - step_s))

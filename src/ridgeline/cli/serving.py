@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 
 from ridgeline.kit.errors import UserError
+from ridgeline.kit.give_back import share_heap
 from ridgeline.llm import LLM
 from ridgeline.models.pull import TABLE, pull
 from ridgeline.run.machine import load_or_measure
@@ -54,6 +56,7 @@ class Asked:
 def serve(asked: Asked, *, json: bool) -> int:
     """Until a signal; returns the exit code."""
     sys.setswitchinterval(TURN_S)
+    share_heap()
     screen = Screen(json)
     keys = _keys(asked)
     if not keys and not _is_local(asked.host):
@@ -78,6 +81,8 @@ def serve(asked: Asked, *, json: bool) -> int:
             lineup.append(served)
         door = Door(lineup, keys, open_metrics=asked.open_metrics, is_aliasing=asked.is_aliasing)
         server = Server(door, listening, lambda url: _announce(list(models), url, json))
+        gc.collect()
+        gc.freeze()  # what was loaded stays until the end: no collection needs to walk it again
         server.run()
         return server.exit_code
 

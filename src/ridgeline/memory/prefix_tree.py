@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .storage.storage import BLOCK_TOKENS
 from .tiers import Tiers
 
 Tokens = tuple[int, ...]
-REMEMBERED = 8192  # evicted nodes of which a miss can still say so
+REMEMBERED = 8192  # places for evicted nodes of which a miss can still say so; a power of two
 
 
 class Node:
@@ -96,7 +97,7 @@ class PrefixTree:
         self._salts: dict[Node, str] = {}
         self._clock = itertools.count(1)
         self._oldest: list[tuple[int, Node]] = []  # heap by last use; entries that no longer hold are skipped
-        self._gone: dict[int, None] = {}
+        self._gone = array("q", bytes(8 * REMEMBERED))  # marks, each at its own place: as large at first as after weeks
 
     def root(self, salt: str) -> Node:
         node = self._roots.get(salt)
@@ -143,7 +144,8 @@ class PrefixTree:
         at = len(match.path) * BLOCK_TOKENS
         key = self.key(tokens, at)
         node = match.path[-1] if match.path else self._roots.get(salt)
-        if hash((node.mark if node else hash(salt), key)) in self._gone:
+        mark = hash((node.mark if node else hash(salt), key))
+        if self._gone[mark % REMEMBERED] == mark:
             return "evicted"
         if not match.path and any(key in root.children for name, root in self._roots.items() if name != salt):
             return "salt differs"
@@ -246,9 +248,7 @@ class PrefixTree:
         node.parent.residents += 1
 
     def _remember(self, node: Node) -> None:
-        self._gone[node.mark] = None
-        if len(self._gone) > REMEMBERED:
-            del self._gone[next(iter(self._gone))]
+        self._gone[node.mark % REMEMBERED] = node.mark
 
     def _is_evictable(self, node: Node) -> bool:
         return node.blocks is not None and not node.residents and not self.pools[0].references(node.blocks[0])

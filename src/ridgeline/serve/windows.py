@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,5 +74,6 @@ class Windows:
 
     def _turn_page(self) -> Window | None:
         window = self._backend.turn_page()
+        gc.collect()  # what failed or was cancelled holds itself; waiting for the collector would let it pile up
         give_back()
         return window
