@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-KEY, NAME, CHAT = "sk-test", "tiny", "smollm2-135m"
+KEY, NAME, CHAT, TOOLS = "sk-test", "tiny", "smollm2-135m", "qwen2.5-coder-0.5b"  # whose template knows tools
 NEEDS = {
     "litellm": ("c-litellm/bin/python", "pip install litellm"),
     "langchain": ("c-langchain-openai/bin/python", "pip install langchain-openai"),
@@ -71,21 +71,24 @@ def get(url: str, path: str) -> str:
 
 
 def simple(tool: str, command: list[str], **environment: str) -> dict[str, Any]:
-    with served(CHAT) as url:
+    with served(TOOLS) as url:
         return {"said": run([*command, url, KEY, NAME], **environment).strip().splitlines()[-1]}
 
 
 def llm(tool: str) -> dict[str, Any]:
-    with served(CHAT) as url, tempfile.TemporaryDirectory() as home:
-        known = f'- {{model_id: ridgeline, model_name: {NAME}, api_base: "{url}/v1", api_key_name: ours}}\n'
-        Path(home, "extra-openai-models.yaml").write_text(known)
+    with served(TOOLS) as url, tempfile.TemporaryDirectory() as home:
+        known = f'model_id: ridgeline, model_name: {NAME}, api_base: "{url}/v1", api_key_name: ours'
+        Path(home, "extra-openai-models.yaml").write_text(f"- {{{known}, supports_tools: true}}\n")
         for more in ((), ("--no-stream",)):
             said = run([tool, "-m", "ridgeline", "--key", KEY, *more, "-o", "max_tokens", "20", "Say hi."],
                        LLM_USER_PATH=home)  # fmt: skip
             assert said.strip(), "nothing was said"
         logged = json.loads(run([tool, "logs", "-n", "1", "--json"], LLM_USER_PATH=home))[0]
         assert logged["input_tokens"] and logged["output_tokens"], logged
-    return {"said": f"llm: completes, streams, logs {logged['input_tokens']} and {logged['output_tokens']} tokens"}
+        python = str(Path(tool).with_name("python"))
+        called = run([python, str(HERE / "llm_client.py"), url, KEY, NAME], LLM_USER_PATH=home).strip()
+    tokens = f"{logged['input_tokens']} and {logged['output_tokens']}"
+    return {"said": f"llm: completes, streams, logs {tokens} tokens, {called}"}
 
 
 def lm_eval(tool: str) -> dict[str, Any]:

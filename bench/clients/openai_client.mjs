@@ -14,10 +14,16 @@ for await (const chunk of await client.chat.completions.create({ model, messages
 if (!text || !usage) throw new Error("no stream");
 const refused = await client.chat.completions.create({ model, messages, temperature: -1 }).catch((error) => error);
 if (refused.status !== 400 || refused.param !== "temperature") throw new Error(String(refused));
-const tools = [{ type: "function", function: { name: "add", parameters: { type: "object", properties: { a: { type: "integer" } }, required: ["a"] } } }];
-const called = await client.chat.completions.create({ model, messages, tools, tool_choice: "required", max_tokens: 60 }).catch((error) => error);
-const told = called.choices?.[0]?.message?.tool_calls ? "calls a tool" : `tools are refused (${called.code ?? called})`;
+const number = { type: "integer" };
+const tools = [{ type: "function", function: { name: "add", parameters: { type: "object", properties: { a: number, b: number }, required: ["a", "b"] } } }];
+const sum = { model, messages: [{ role: "user", content: "What is 2 + 3?" }], tools, tool_choice: "required", max_tokens: 80, temperature: 0 };
+const check = (calls) => {
+  const args = JSON.parse(calls?.[0]?.function?.arguments ?? "null");
+  if (!calls?.length || calls[0].function.name !== "add" || !Number.isInteger(args.a + args.b)) throw new Error(JSON.stringify(calls));
+};
+check((await client.chat.completions.create(sum)).choices[0].message.tool_calls);
+check((await client.chat.completions.stream(sum).finalChatCompletion()).choices[0].message.tool_calls);
 const left = new AbortController();
 const stream = await client.chat.completions.create({ model, messages, stream: true }, { signal: left.signal });
 for await (const _ of stream) { left.abort(); break; }
-console.log(`openai (npm): completes, streams with usage, a 400 names its field, leaves; ${told}`);
+console.log(`openai (npm): completes, streams with usage, calls a tool whole and streamed, a 400 names its field, leaves`);

@@ -19,7 +19,8 @@ LLAMA = '{"name": "f", "parameters": {"a": 1}}'
 def hear(
     text: str, cuts: list[int], kind: str | None = "hermes", thinks: bool = False, inside: bool = False
 ) -> list[Part]:
-    calling = None if kind is None else Calling(kind, ["f", "g"])  # type: ignore[arg-type]
+    form, _, bare = (kind or "").partition("-")  # hermes-bare: marks may lack
+    calling = None if kind is None else Calling(form, ["f", "g"], may_lack_marks=bool(bare))  # type: ignore[arg-type]
     hearing = Hearing(Thinking(inside) if thinks else None, calling)
     parts: list[Part] = []
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
@@ -45,8 +46,8 @@ pieces = st.lists(
 )  # fmt: skip
 
 
-@given(texts=pieces, cuts=st.lists(st.integers(0, 500), max_size=30), kind=st.sampled_from(["hermes", "llama3", None]),
-       thinks=st.booleans(), inside=st.booleans())  # fmt: skip
+@given(texts=pieces, cuts=st.lists(st.integers(0, 500), max_size=30), thinks=st.booleans(), inside=st.booleans(),
+       kind=st.sampled_from(["hermes", "hermes-bare", "llama3", None]))  # fmt: skip
 @settings(max_examples=200, deadline=None)
 def test_cuts_make_no_difference(
     texts: list[str], cuts: list[int], kind: str | None, thinks: bool, inside: bool
@@ -92,6 +93,17 @@ def test_llama_calls() -> None:
     assert joined(hear('{"a": 1}', [], "llama3")) == [Said('{"a": 1}')]
 
 
+def test_calls_without_marks() -> None:
+    said = Call("f", '{"a": "}</tool_call>{\\""}')
+    assert hear(f"\n{CALL}\n{CALL}", [], "hermes-bare") == [said, said] != joined(hear(CALL, []))
+    assert joined(hear(f"{CALL} so", [], "hermes-bare")) == [said, Said(" so")]
+    for text in (f"I say {CALL}", '{"a": 1}', CALL[:-1], CALL.replace('"f"', '"z"'), f"```json\n{CALL}\n```"):
+        assert joined(hear(text, [], "hermes-bare")) == [Said(text)]
+    inner = f'{{"a": 1}} then {WHOLE}'  # marks are heard where the first object was none
+    assert joined(hear(inner, [], "hermes-bare")) == [Said('{"a": 1} then'), said]
+    assert joined(hear(f"{{ {WHOLE}", [], "hermes-bare")) == [Said("{"), said]
+
+
 def test_thoughts() -> None:
     assert joined(hear("<think>\nhm </thin</think>\n\nyes", [], None, True)) == [Thought("\nhm </thin"), Said("yes")]
     assert joined(hear("hm</think>yes", [], None, True, True)) == [Thought("hm"), Said("yes")]
@@ -114,7 +126,7 @@ def test_thoughts() -> None:
 )
 def test_hostile_text_takes_linear_time(text: str) -> None:
     """Quadratic would be minutes."""
-    for kind in ("hermes", "llama3"):
+    for kind in ("hermes", "hermes-bare", "llama3"):
         assert "".join(part.text for part in hear(text, list(range(0, len(text), 3)), kind)) == text  # type: ignore[union-attr]
 
 

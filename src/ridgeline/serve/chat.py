@@ -65,8 +65,8 @@ async def prepare(
     await served.check_grammar(grammar, param, note)
     shape = kind(served, ask, request.state.name, [ids])
     shape.truncate()
-    shape.listen(box, is_thinking=is_thinking)
     shape.grammar = grammar
+    shape.listen(box, is_thinking=is_thinking)
     return shape
 
 
@@ -96,14 +96,16 @@ class ChatShape(Shape):
         self.hears = False
 
     def listen(self, box: Toolbox | None, *, is_thinking: bool) -> None:
-        """What is written is taken apart where the model thinks or may call tools."""
-        kind = self.served.call_format
+        """What is written is taken apart where the model thinks or may call tools. Calls that a grammar writes have
+        their marks, and what is beside them is none."""
+        kind, is_free = self.served.call_format, self.grammar is None
         self.hears = box is not None or self.served.thinks
         if self.hears:
             self.choices = [
                 Choice(self.served.tokenizer, self.asked.stops, hearing=Hearing(
                     Thinking(is_thinking) if self.served.thinks else None,
-                    Calling(kind, box.names) if box is not None and kind is not None else None,
+                    Calling(kind, box.names, may_lack_marks=is_free)
+                    if box is not None and kind is not None else None,
                 ))
                 for _ in self.choices
             ]  # fmt: skip
@@ -174,8 +176,8 @@ class ChatShape(Shape):
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(
-            self.id, "chat.completion.chunk", self.created, self.served.name, self.served.fingerprint, choices,
-            self.running,
+            id=self.id, created=self.created, model=self.served.name, system_fingerprint=self.served.fingerprint,
+            choices=choices, usage=self.running,
         )  # fmt: skip
 
     # -- whole

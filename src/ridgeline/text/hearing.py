@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -41,14 +41,6 @@ class Call:
 
 
 Part = Said | Thought | Call
-
-
-class Ear(Protocol):
-    """push gives what is certain; flush what was held back, at the end."""
-
-    def push(self, text: str) -> list[Part]: ...
-
-    def flush(self) -> list[Part]: ...
 
 
 def call_format(template: str) -> CallFormat | None:
@@ -159,9 +151,12 @@ class Thinking:
 class Calling:
     """Calls in one of the formats. Spaces around calls are nobody's."""
 
-    def __init__(self, kind: CallFormat, names: Sequence[str]) -> None:
+    def __init__(self, kind: CallFormat, names: Sequence[str], *, may_lack_marks: bool = False) -> None:
+        """may_lack_marks: an answer that begins with a whole call of a known tool is one without <tool_call> too; small
+        models leave it out."""
         self._kind, self._names = kind, tuple(names)
-        self._state = "text" if kind == "hermes" else "bare"
+        self._state = "bare" if kind == "llama3" or may_lack_marks else "text"
+        self._is_bare = self._state == "bare"  # the object that is heard, or comes next, has no marks
         self._held = ""  # may begin a mark
         self._spaces: list[str] = []
         self._raw: list[str] = []  # of what may be a call
@@ -177,6 +172,8 @@ class Calling:
 
     def flush(self) -> list[Part]:
         parts: list[Part] = []
+        if self._state == "inside" and self._is_bare and self._kind == "hermes":
+            parts += self.push(self._taken_back())
         if self._state == "close":  # only the closing mark is missing
             self._finish(parts)
         held = "".join(self._raw) + self._held
@@ -202,11 +199,11 @@ class Calling:
             self._say(text[:cut], parts)
             return ""
         self._say(before, parts)
-        self._state, self._raw = "open", [OPEN]
+        self._state, self._raw, self._is_bare = "open", [OPEN], False
         return after
 
     def _bare(self, text: str, parts: list[Part]) -> str:
-        """Llama 3: calls and nothing else, one after the other."""
+        """Calls and nothing else, one after the other: all of Llama 3's, and others' without marks."""
         rest = text.lstrip(" \n\t\r;," if self.calls else None)
         self._spaces.append(text[: len(text) - len(rest)])
         if rest:
@@ -229,10 +226,12 @@ class Calling:
         self._body.append(piece)
         if end < 0:
             return ""
-        if self._kind == "hermes":
+        if not self._is_bare:
             self._state = "close"
-        else:
+        elif self._kind == "llama3" or read_call("".join(self._body), self._names) is not None:
             self._finish(parts)
+        else:
+            return self._taken_back() + text[end:]
         return text[end:]
 
     def _close(self, text: str, parts: list[Part]) -> str:
@@ -259,13 +258,19 @@ class Calling:
         self._spaces, self._raw, self._held = [], [], ""
         self.calls += 1
         parts.append(call)
-        self._reset("text" if self._kind == "hermes" else "bare")
+        self._reset("bare" if self._is_bare else "text")
 
     def _give_up(self, parts: list[Part]) -> None:
         """It was text after all."""
         raw, self._raw = "".join(self._raw), []
         self._reset("text")
         self._say(raw, parts)
+
+    def _taken_back(self) -> str:
+        """What was no call without marks: it is heard once more, as text that may hold some with marks."""
+        raw, self._raw = "".join(self._raw), []
+        self._reset("text")
+        return raw
 
     def _reset(self, state: str) -> None:
         self._state, self._object, self._body = state, _Object(), []

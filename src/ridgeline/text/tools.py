@@ -6,7 +6,7 @@ Made of JSON schemas that callers sent; text/hearing.py reads what comes out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -90,8 +90,3 @@ def _quoted(text: str) -> str:
 def _json(schema: Schema) -> str:
     check_schema(schema)
     return "%json " + msgspec.json.encode({**schema, "x-guidance": JSON_OPTIONS}).decode()
-
-
-def names_of(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of tools as templates take them."""
-    return [tool["function"]["name"] for tool in tools]
