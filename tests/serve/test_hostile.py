@@ -94,6 +94,15 @@ def test_a_chunked_body_is_bounded_too(llm: LLM) -> None:
         assert small.chat("x" * 2000).status == 413
 
 
+@pytest.mark.parametrize("headers", [{"Content-Type": "text/plain"}, {"Content-Encoding": "gzip"}, {"X": "a" * 9000}])
+def test_a_refusal_is_read_though_the_body_was_not(server: Live, keyed: Live, headers: dict[str, str]) -> None:
+    """A connection that is closed with bytes unread is reset, and the answer with it."""
+    body = b"[" + b"1," * (3 << 20) + b"1]"
+    assert server("POST", "/detokenize", body, headers).status in (415, 431)
+    assert keyed("POST", "/detokenize", body, {"Authorization": "Bearer no", **headers}).status in (401, 431)
+    assert server("POST", "/nowhere", body).status == 404 and server("PUT", "/tokenize", body).status == 405
+
+
 def test_slow_headers_and_slow_bodies_end(llm: LLM) -> None:
     with live(llm, limits=Limits(headers_s=0.3, body_s=0.3)) as hasty:
         began = time.monotonic()

@@ -21,6 +21,7 @@ import ridgeline
 from ridgeline.llm import LLM
 from ridgeline.perf.rules import CAUSES
 from ridgeline.serve.admission import Queue
+from ridgeline.serve.protocol import SILENCE
 from ridgeline.serve.refusal import Refusal
 from ridgeline.serve.served import Limits
 from ridgeline.state.messages import Pulse
@@ -42,6 +43,15 @@ def begin_stream(server: Live, **fields: object) -> socket.socket:
     connection = send((server.host, server.port), {"model": "tiny", "prompt": "hi", "stream": True, **LONG, **fields})
     assert b"200 OK" in connection.recv(64)
     return connection
+
+
+def to_its_end(stream: socket.socket) -> bytes:
+    """What else comes of a streamed answer, which may end in the middle; closes the connection."""
+    received = b""
+    with stream:
+        while not received.endswith(b"0\r\n\r\n") and (part := stream.recv(1 << 16)):
+            received += part
+    return received
 
 
 def send(address: tuple[str, int], fields: dict[str, object], *headers: str) -> socket.socket:
@@ -164,12 +174,7 @@ def test_health_follows_the_engine(tiny: str) -> None:
         until(lambda: server("GET", "/health").status == 200)
         stream = begin_stream(server, n=16)
         os.kill(pid, signal.SIGKILL)
-        received = b""
-        while part := stream.recv(1 << 16):
-            received += part
-            if b"0\r\n\r\n" in part:
-                break
-        stream.close()
+        received = to_its_end(stream)
         assert b'"code":"engine_down"' in received and b"[DONE]" not in received
         assert server("GET", "/health/live").json == {"status": "engine_down"}
         reply = server.chat()
@@ -182,12 +187,7 @@ def test_a_killed_engine_is_started_again_but_not_for_ever(tiny: str) -> None:
         stream = begin_stream(server, n=16)
         first = own._client.pid
         os.kill(first, signal.SIGKILL)
-        received = b""
-        while part := stream.recv(1 << 16):
-            received += part
-            if b"0\r\n\r\n" in part:
-                break
-        stream.close()
+        received = to_its_end(stream)
         assert b'"code":"engine_down"' in received and b"[DONE]" not in received
         until(lambda: server("GET", "/health").json == {"status": "ok"})
         assert own._client.pid != first and server.chat().json["choices"] == before
@@ -229,6 +229,26 @@ def test_half_closed_and_silent_connections_hold_nothing(server: Live, llm: LLM)
     assert server.chat(max_tokens=2).status == 200
     for connection in (*streams, *silent):
         connection.close()
+
+
+def test_the_system_looks_for_peers_that_vanished(server: Live) -> None:
+    """What a peer that vanished without a word does to us, only a network can show; here: that the system is asked to
+    notice it, on the very sockets that were accepted."""
+    with socket.create_connection((server.host, server.port)) as connection:
+        here = connection.getsockname()
+        accepted = server.server.server_state.connections
+        ours: list[socket.socket] = []
+
+        def is_accepted() -> bool:
+            transports = [one.transport for one in tuple(accepted)]
+            ours.extend(one.get_extra_info("socket") for one in transports if one.get_extra_info("peername") == here)
+            return bool(ours)
+
+        until(is_accepted)
+        assert ours[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        found = {name: ours[0].getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name, _ in SILENCE}
+    assert found == dict(SILENCE)
+    assert found["TCP_KEEPIDLE"] + found["TCP_KEEPCNT"] * found["TCP_KEEPINTVL"] <= 120  # seconds until it is noticed
 
 
 def test_metrics_add_up(llm: LLM) -> None:

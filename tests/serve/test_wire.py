@@ -242,6 +242,10 @@ def test_tokenizer_routes(server: Live) -> None:
     plain = server("POST", "/tokenize", {"prompt": "<|end|>", "parse_special": False, "return_token_strs": True}).json
     assert len(plain["tokens"]) == 7 and "".join(plain["token_strs"]) == "<|end|>"
     assert server("POST", "/detokenize", {"tokens": spelled["tokens"]}).json == {"prompt": "<|end|>"}
+    long = server("POST", "/tokenize", {"prompt": "a " * 4096})  # counted, though no engine would take it
+    assert long.json["count"] == 8192 > long.json["max_model_len"]
+    for body in ({"prompt": "a" * ((1 << 20) + 1)}, {"messages": [{"role": "user", "content": "a" * (1 << 20)}]}):
+        assert server("POST", "/tokenize", body).json["error"]["code"] == "invalid_value"
     assert server("POST", "/tokenize", {}).status == 400
 
 
@@ -251,3 +255,13 @@ def test_log_probabilities_are_of_the_raw_logits(server: Live) -> None:
         "content"
     ]
     assert plain == bent and math.isclose(plain[0]["logprob"], max(t["logprob"] for t in plain[0]["top_logprobs"]))
+
+
+def test_the_document_states_what_is_refused(server: Live) -> None:
+    schemas = server("GET", "/openapi.json").json["components"]["schemas"]
+    for name, field in (("ChatRequest", "max_completion_tokens"), ("CompletionRequest", "max_tokens"),
+                        ("ResponsesRequest", "max_output_tokens")):  # fmt: skip
+        assert schemas[name]["properties"][field]["anyOf"][0]["maximum"] == server.served.context - 1
+    needs = [one.get("required") for one in schemas["ChatRequest"]["anyOf"]]
+    assert needs == [None, ["tools"], None, ["functions"]] and server.chat(tool_choice="required").status == 400
+    assert server.chat(tool_choice="auto").status == server.chat(function_call="none").status == 200

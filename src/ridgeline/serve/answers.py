@@ -122,16 +122,21 @@ class ChatChunkChoice(Struct, frozen=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(Struct, frozen=True):
+class Chunk(Struct, frozen=True, kw_only=True):
+    """What pieces of every stream have in common."""
+
     id: str
-    object: Literal["chat.completion.chunk"]
     created: int
     model: str
     system_fingerprint: str
-    choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     account: Account | UnsetType = UNSET
     truncated_prompt_tokens: int | UnsetType = UNSET
+
+
+class ChatChunk(Chunk, frozen=True, kw_only=True):
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChatChunkChoice]
 
 
 class TextChoice(Struct, frozen=True):
@@ -142,18 +147,11 @@ class TextChoice(Struct, frozen=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class TextCompletion(Struct, frozen=True):
+class TextCompletion(Chunk, frozen=True, kw_only=True):
     """Also one chunk of a stream."""
 
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
+    object: Literal["text_completion"] = "text_completion"
     choices: list[TextChoice]
-    usage: Usage | UnsetType | None = UNSET
-    account: Account | UnsetType = UNSET
-    truncated_prompt_tokens: int | UnsetType = UNSET
 
 
 class Embedding(Struct, frozen=True):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from .fields import (
+    LONGEST,
     FunctionName,
     Generation,
     JsonObject,
@@ -126,7 +127,7 @@ class CompletionRequest(Generation, kw_only=True):
     """prompt: text, texts, ids, or lists of ids."""
 
     prompt: SomeText | Annotated[list[SomeText | TokenId | Ids], Meta(min_length=1, max_length=1 << 22)]
-    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=LONGEST)] | None = None
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
     parse_special: bool | None = None
@@ -139,7 +140,7 @@ class TokenizeRequest(Strict, kw_only=True):
     """Of a text (`prompt`), or of a conversation (`messages`): one of the two."""
 
     model: Name | None = None
-    prompt: Text | None = None
+    prompt: Annotated[str, Meta(max_length=1 << 20)] | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
     parse_special: bool | None = None

@@ -161,8 +161,9 @@ class TextShape(Shape):
 
     def _chunk(self, choices: list[TextChoice]) -> TextCompletion:
         return TextCompletion(
-            self.id, "text_completion", self.created, self.served.name, self.served.fingerprint, choices, self.running
-        )
+            id=self.id, created=self.created, model=self.served.name, system_fingerprint=self.served.fingerprint,
+            choices=choices, usage=self.running,
+        )  # fmt: skip
 
     # -- whole
 

@@ -30,6 +30,7 @@ from .served import Served
 ONE_HEADER_BYTES = 8 << 10
 ID_CHARACTERS = 128
 SHOWN = 200
+LINGER_S = 1.0
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600",
     "Access-Control-Allow-Headers": "authorization, content-type, x-request-id, x-deadline-ms, x-ttft-deadline-ms",
@@ -47,7 +48,8 @@ class Door:
         """UserError for models that cannot stand side by side."""
         self.lineup, self.keys, self.is_aliasing = Lineup(models), keys, is_aliasing
         self.document = document(
-            list(self.lineup.models), max(one.facts.vocabulary for one in models), has_keys=bool(keys),
+            list(self.lineup.models), max(one.facts.vocabulary for one in models),
+            max(one.context for one in models), has_keys=bool(keys),
             has_tools=any(one.call_format is not None for one in models),
             has_efforts=any(one.efforts for one in models),
         )  # fmt: skip
@@ -99,12 +101,20 @@ class Door:
                 ]
             await send(message)
 
+        is_read = False
+
+        async def reading() -> Message:
+            nonlocal is_read
+            message = await receive()
+            is_read = not message.get("more_body", False)
+            return message
+
         try:
             if allowed and scope["method"] == "OPTIONS" and _all(scope, b"access-control-request-method"):
                 await Response(None, 204, PREFLIGHT)(scope, receive, sending)  # browsers ask this without a key
                 return
             self._check(scope)
-            await self._router(scope, receive, sending)
+            await self._router(scope, reading, sending)
         except Exception as error:
             if isinstance(error, HTTPException) and error.status_code == 405 and scope["method"] == "OPTIONS":
                 response: Response | None = Response(None, 204, _framework(error).headers)
@@ -113,6 +123,8 @@ class Door:
             if is_started:
                 raise
             if response is not None:
+                if not is_read and _has_body(scope):
+                    await _pass_over(receive)
                 await response(scope, receive, sending)
         finally:
             self._note(scope, status, time.perf_counter() - began_s, told)
@@ -187,6 +199,18 @@ def _framework(error: HTTPException) -> Refusal:
             405, "method_not_allowed", f"Use {headers.get('Allow', 'another method')} here.", headers=headers
         )
     return Refusal(error.status_code, "invalid_value", str(error.detail), headers=headers)
+
+
+async def _pass_over(receive: Receive) -> None:
+    """A second of throwing away what comes: a connection closed on unread bytes is reset, and the answer lost."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body"):
+                pass
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(one != b"0" for one in _all(scope, b"content-length") + _all(scope, b"transfer-encoding"))
 
 
 def _all(scope: Scope, name: bytes) -> list[bytes]:

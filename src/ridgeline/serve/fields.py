@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 MOST_CHOICES = 512  # prompts x n of one request
 MOST_SCHEMA = 64 << 10  # bytes of one schema or grammar
-LONGEST = 2**31 - 1  # tokens; the context is far below
+LONGEST = 2**31 - 1  # tokens; the schema says the context instead
 
 Text = Annotated[str, Meta(max_length=1 << 24)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -20,6 +20,7 @@ Salt = Annotated[str, Meta(min_length=1, max_length=512)]
 MOST_ID = 2**31 - 2  # the schema says the vocabulary instead
 TokenId = Annotated[int, Meta(ge=0, le=MOST_ID)]
 Tokens = Annotated[int, Meta(ge=1, le=LONGEST)]
+Kept = Annotated[int, Meta(ge=1, le=2**31 - 3)]  # tokens of a prompt, however long it is
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Stops = StopString | Annotated[list[StopString], Meta(max_length=16)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -27,7 +28,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Repetition = Annotated[float, Meta(gt=0, le=10)]
 Many = Annotated[int, Meta(ge=1, le=16)]
-TopK = Annotated[int, Meta(ge=-1, le=LONGEST)]
+TopK = Annotated[int, Meta(ge=-1, le=2**31 - 3)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -119,7 +120,7 @@ class Generation(Strict, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=LONGEST)] | None = None
     cache_salt: Salt | None = None
-    truncate_prompt_tokens: Tokens | None = None
+    truncate_prompt_tokens: Kept | None = None
     prompt_logprobs: None = None
 
     @property

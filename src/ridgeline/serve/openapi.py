@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from ridgeline.kit.version import __version__
 
 from .asks import PROMPTS
-from .fields import MOST_ID
+from .fields import LONGEST, MOST_ID
 from .refusal import ErrorBody
 from .routes import OFFERS, Offer
 
@@ -39,14 +39,31 @@ ITEMS: list[dict[str, Any]] = [
      "properties": {"type": {"const": "function_call_output"}, "call_id": HAS_TEXT,
                     "output": {"not": {"type": "null"}}}},
 ]  # fmt: skip
+NULL = {"type": "null"}
+FREE = {"enum": [None, "none", "auto"]}
+SOME = {"type": "array", "minItems": 1}
+# Choices that need tools; the older names stand for the newer ones and never beside them.
+TOOLED: dict[str, list[dict[str, Any]]] = {
+    "ChatRequest": [
+        {"properties": {"tool_choice": FREE, "functions": NULL, "function_call": NULL}},
+        {"required": ["tools"], "properties": {"tools": SOME, "functions": NULL, "function_call": NULL}},
+        {"properties": {"function_call": FREE, "tools": NULL, "tool_choice": NULL}},
+        {"required": ["functions"], "properties": {"functions": SOME, "tools": NULL, "tool_choice": NULL}},
+    ],
+    "ResponsesRequest": [
+        {"properties": {"tool_choice": FREE}},
+        {"required": ["tools"], "properties": {"tools": SOME}},
+    ],
+}
 CALLING = {"role": {"enum": ["assistant"]}, "tool_calls": {"type": "array", "minItems": 1}}
 
 
 def document(
-    models: Sequence[str], vocabulary: int, *, has_keys: bool, has_tools: bool = True, has_efforts: bool = True
-) -> dict[str, Any]:
-    """OpenAPI 3.1. models: whom `model` fields may name. vocabulary: of the largest of them. has_keys: routes need one.
-    has_tools, has_efforts: whether any model knows such fields."""
+    models: Sequence[str], vocabulary: int, context: int, *, has_keys: bool, has_tools: bool = True,
+    has_efforts: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """OpenAPI 3.1. models: whom `model` fields may name. vocabulary, context: of the largest of them. has_keys: routes
+    need one. has_tools, has_efforts: whether any model knows such fields."""
     types: list[Any] = [ErrorBody, *PROMPTS]
     types += [one for offer in OFFERS for one in (offer.takes, offer.gives, offer.streams) if one is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
@@ -64,9 +81,11 @@ def document(
     ] + [{"required": ["tool_calls"], "properties": CALLING}]
     refused = [*(() if has_tools else TOOL_FIELDS), *(() if has_efforts else EFFORT_FIELDS)]
     for name, field in refused:
-        components[name]["properties"][field] = {"type": "null"}
+        components[name]["properties"][field] = NULL
+    for name, either in TOOLED.items():
+        components[name]["anyOf"] = either
     components["InputItem"]["anyOf"] = ITEMS
-    _bound_ids([components, prompts], vocabulary)
+    _bound([components, prompts], {MOST_ID: vocabulary - 1, LONGEST: context - 1})
     paths: dict[str, Any] = {}
     for offer in OFFERS:
         paths[offer.path] = {offer.method.lower(): _operation(offer, schema_of, models, has_keys)}
@@ -86,16 +105,16 @@ def _given(name: str, kind: str) -> dict[str, Any]:
     return {"required": [name], "properties": {name: {"type": kind}}}
 
 
-def _bound_ids(schema: Any, vocabulary: int) -> None:
-    """Token ids end where the models' do."""
+def _bound(schema: Any, most: Mapping[int, int]) -> None:
+    """Token ids end where the models' do, numbers of tokens at what a context leaves beside the shortest prompt."""
     if isinstance(schema, dict):
-        if schema.get("maximum") == MOST_ID:
-            schema["maximum"] = vocabulary - 1
+        if schema.get("maximum") in most:
+            schema["maximum"] = most[schema["maximum"]]
         for value in schema.values():
-            _bound_ids(value, vocabulary)
+            _bound(value, most)
     elif isinstance(schema, list):
         for value in schema:
-            _bound_ids(value, vocabulary)
+            _bound(value, most)
 
 
 def _operation(offer: Offer, schema_of: dict[str, Any], models: Sequence[str], has_keys: bool) -> dict[str, Any]:

@@ -6,12 +6,11 @@ Bounds size and time before parsing. Duplicate keys: the last one counts.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from typing import TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from .asks import (
     CalledTool,
@@ -40,7 +39,6 @@ SHAPES = (
     *BODIES, ChatMessage, CalledTool, Function, Tool, TextPart, StreamOptions, NamedSchema, SchemaFormat,
     StructuredOutputs, InputItem, TextItem,
 )  # fmt: skip
-LINGER_S = 1.0
 SHOWN = 80  # characters of a name that is quoted back
 
 
@@ -56,7 +54,7 @@ async def read_body(request: Request, limit_bytes: int, limit_s: float) -> bytes
         )
     announced = headers.get("content-length", "0")
     if not announced.isdigit() or len(announced) > 18 or int(announced) > limit_bytes:
-        raise await _too_large(request, limit_bytes)
+        raise _too_large(limit_bytes)
     try:
         async with asyncio.timeout(limit_s):
             return await _gather(request, limit_bytes)
@@ -71,17 +69,12 @@ async def _gather(request: Request, limit_bytes: int) -> bytes:
     async for part in request.stream():
         size += len(part)
         if size > limit_bytes:
-            raise await _too_large(request, limit_bytes)
+            raise _too_large(limit_bytes)
         parts.append(part)
     return b"".join(parts)
 
 
-async def _too_large(request: Request, limit_bytes: int) -> Refusal:
-    """After a second of throwing away what comes: a connection closed on unread bytes is reset, and the answer lost."""
-    with contextlib.suppress(TimeoutError, ClientDisconnect):
-        async with asyncio.timeout(LINGER_S):
-            while (await request.receive()).get("more_body"):
-                pass
+def _too_large(limit_bytes: int) -> Refusal:
     return Refusal(
         413, "invalid_value", f"The body is larger than {limit_bytes} bytes (--max-body-bytes); send less.",
         headers=CLOSE,

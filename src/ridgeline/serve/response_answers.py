@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from .answers import Account, TokenLogprob
+from .answers import Account, CompletionDetails, PromptDetails, TokenLogprob
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -32,20 +32,15 @@ class OutputItem(Struct, frozen=True):
     arguments: str | UnsetType = UNSET
 
 
-class CachedTokens(Struct, frozen=True):
-    cached_tokens: int = 0
+class InputDetails(PromptDetails, frozen=True):
     cache_write_tokens: int = 0
-
-
-class ReasoningTokens(Struct, frozen=True):
-    reasoning_tokens: int = 0
 
 
 class ResponseUsage(Struct, frozen=True):
     input_tokens: int
-    input_tokens_details: CachedTokens
+    input_tokens_details: InputDetails
     output_tokens: int
-    output_tokens_details: ReasoningTokens
+    output_tokens_details: CompletionDetails
     total_tokens: int
 
 

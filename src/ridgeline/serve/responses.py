@@ -35,11 +35,10 @@ from .fields import NamedSchema, SchemaFormat
 from .reading import parse
 from .refusal import invalid
 from .response_answers import (
-    CachedTokens,
     Incomplete,
+    InputDetails,
     OutputItem,
     OutputPart,
-    ReasoningTokens,
     ResponseAnswer,
     ResponseEvent,
     ResponseText,
@@ -283,8 +282,8 @@ class ResponseShape(ChatShape):
         if status != "in_progress":
             all_ = self.usage()
             used = ResponseUsage(
-                all_.prompt_tokens, CachedTokens(all_.prompt_tokens_details.cached_tokens), all_.completion_tokens,
-                ReasoningTokens(all_.completion_tokens_details.reasoning_tokens), all_.total_tokens,
+                all_.prompt_tokens, InputDetails(all_.prompt_tokens_details.cached_tokens), all_.completion_tokens,
+                all_.completion_tokens_details, all_.total_tokens,
             )  # fmt: skip
         wanted = ask.text.format if ask.text is not None else None
         return ResponseAnswer(

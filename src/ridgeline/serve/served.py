@@ -39,6 +39,7 @@ DEFAULTS: Mapping[str, float | int] = {"temperature": 1.0, "top_p": 1.0, "max_to
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "tokenize", "documents"})
 TOKENIZER_THREADS = 2
 MOST_JUDGED = 16
+MOST_COUNTED = 1 << 20  # bytes that /tokenize takes at a time
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class Served:
 
     # -- prompts into ids
 
-    def encode(self, text: str, *, special: bool, bos: bool) -> tuple[int, ...]:
-        """Raw text; a beginning-of-sequence token that it spells itself is not doubled."""
-        self.check_bytes(text, "prompt")
+    def encode(self, text: str, *, special: bool, bos: bool, is_counted: bool = False) -> tuple[int, ...]:
+        """Raw text; a beginning-of-sequence token that it spells itself is not doubled. is_counted: only that."""
+        self.check_bytes(text, "prompt", is_counted)
         ids = self.tokenizer.encode(text, add_bos=False, special=special)
         if bos and self.facts.add_bos and self.tokenizer.bos is not None and ids[:1] != [self.tokenizer.bos]:
             ids = [self.tokenizer.bos, *ids]
@@ -168,15 +169,19 @@ class Served:
             raise invalid(str(error), "messages", "template_error") from None
         rendered_ns = time.perf_counter_ns()
         note.before["render"] = rendered_ns - began_ns
-        self.check_bytes(text, "messages")
+        self.check_bytes(text, "messages", isinstance(ask, TokenizeRequest))
         ids = tuple(self.tokenizer.encode(text, add_bos=False, special=True))
         note.before["tokenize"] = time.perf_counter_ns() - rendered_ns
         return ids, text.rstrip().endswith(THINK)
 
-    def check_bytes(self, text: str, param: str) -> None:
-        """Before tokenising: bytes over the longest token are the fewest tokens it can have."""
-        least = len(text.encode("utf-8", "replace")) // self._longest_bytes
-        if least > self.context:
+    def check_bytes(self, text: str, param: str, is_counted: bool = False) -> None:
+        """Before tokenising: bytes over the longest token are the fewest tokens it can have. What is only counted may
+        be longer than the context."""
+        size = len(text.encode("utf-8", "replace"))
+        least = size // self._longest_bytes
+        if is_counted and size > MOST_COUNTED:
+            raise invalid(f"`{param}` has {size} bytes; the limit is {MOST_COUNTED}. Send less.", param)
+        if not is_counted and least > self.context:
             raise too_long(self.context, least, 0, param)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:

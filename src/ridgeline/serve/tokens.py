@@ -30,7 +30,7 @@ async def tokenize(request: HttpRequest) -> Response:
         ids, _ = await served.off_loop(lambda: served.encode_chat(ask, note, tools))
     else:
         text, bos, special = ask.prompt or "", ask.add_special_tokens is not False, ask.parse_special is not False
-        ids = await served.off_loop(lambda: served.encode(text, special=special, bos=bos))
+        ids = await served.off_loop(lambda: served.encode(text, special=special, bos=bos, is_counted=True))
     spelled = [spell(served.tokenizer, token) for token in ids] if ask.return_token_strs else None
     return json_response(Tokenized(len(ids), served.context, list(ids), spelled))
 
