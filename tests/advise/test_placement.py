@@ -47,11 +47,15 @@ def test_the_place_follows_the_workload() -> None:
     assert early.place in head and "requests within 500 ms a token" in head and len(lines) == 7
 
 
+@pytest.mark.torch
 def test_what_cannot_be_had_is_refused_in_its_line() -> None:
     found = choose_placement(config("auto", body="torch"), jobs(2, 8, 1, 64, 0.1), machine_of)
     refused = {one.place.partition(":")[0]: one.refused for one in found.forecasts if one.refused}
     assert set(refused) == {"split", "corun"} and "native bodies" in refused["split"]
     assert any("native bodies" in line for line in placement_lines(found))
+
+
+def test_what_no_place_can_run_is_refused() -> None:
     with pytest.raises(CapacityError, match="no place can run"):
         choose_placement(config("auto", context=64), jobs(1, 8, 1, 640, 0.1), machine_of)
 
