@@ -10,6 +10,7 @@ by themselves. Every stream asks again when an answer ends, for lengths that dif
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import json
 import random
@@ -48,7 +49,6 @@ def serve() -> None:
     from ridgeline.serve.served import Served
     from ridgeline.serve.server import Server, listen
 
-    sys.setswitchinterval(0.0005)  # as `ridgeline serve` does
     due: dict[int, list[float]] = {}
     engine = ScriptedEngine.of(MODEL, Script(FIRST_S, NEXT_S, 64))
     told = engine.submit_to
@@ -72,6 +72,9 @@ def serve() -> None:
         server.drain()
 
     threading.Thread(target=until_told).start()
+    sys.setswitchinterval(0.0005)  # this and the next two as `ridgeline serve` does
+    gc.collect()
+    gc.freeze()
     server.run()
     print(json.dumps([due, time.process_time()]), flush=True)
     served.close()

@@ -5,6 +5,7 @@ The engine's loop looks in when `number` is readable. Whoever is cancelled meanw
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -47,9 +48,8 @@ class Compiling:
 
     def turn(self) -> list[Done]:
         """Those whose grammars are there, or why one cannot be."""
-        if self._done.empty():
-            return []
-        os.eventfd_read(self.number)
+        with contextlib.suppress(BlockingIOError):  # what is done is put there a moment before this is told
+            os.eventfd_read(self.number)
         found: list[Done] = []
         while not self._done.empty():
             one = self._done.get()
