@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 KEY, NAME, CHAT, TOOLS = "sk-test", "tiny", "smollm2-135m", "qwen2.5-coder-0.5b"  # whose template knows tools
 NEEDS = {
-    "litellm": ("c-litellm/bin/python", "pip install litellm"),
+    "litellm": ("c-litellm/bin/python", "pip install litellm mcp"),
     "langchain": ("c-langchain-openai/bin/python", "pip install langchain-openai"),
     "llm": ("c-llm/bin/llm", "pip install llm"),
     "npm": ("c-npm/node_modules/openai", "npm install openai"),
