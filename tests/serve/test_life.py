@@ -246,6 +246,7 @@ def test_the_system_looks_for_peers_that_vanished(server: Live) -> None:
 
         until(is_accepted)
         assert ours[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert ours[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1  # no token waits for an acknowledgement
         found = {name: ours[0].getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name, _ in SILENCE}
     assert found == dict(SILENCE)
     assert found["TCP_KEEPIDLE"] + found["TCP_KEEPCNT"] * found["TCP_KEEPINTVL"] <= 120  # seconds until it is noticed
