@@ -198,6 +198,7 @@ def _judge(
     time.sleep(1.0)
     times = next(iter(llm._tables(False).values())).step_times()
     kinds: Counter[str] = Counter()
+    late: Counter[str] = Counter()
     over_ms: list[float] = []
     for prompt, left_s in left.items():
         event = backend.ended.get(prompt)
@@ -207,11 +208,14 @@ def _judge(
             kinds["had ended"] += 1
         else:
             waited = "grammar compiling" if prompt in ruled else "queue"
-            kinds["decode" if prompt in backend.begun else "prefill" if event.planned_s else waited] += 1
+            kind = "decode" if prompt in backend.begun else "prefill" if event.planned_s else waited
+            kinds[kind] += 1
             # one that began within the 50 ms may be the one whose end the engine waits for
             under_way = times[(times[:, 0] <= left_s + 0.05) & (times[:, 1] >= left_s)]
             step_s = float((under_way[:, 1] - under_way[:, 0]).max()) if len(under_way) else 0.0
             over_ms.append(1e3 * (event.at_s - left_s - step_s))
+            if over_ms[-1] > 50:
+                late[kind] += 1
     asked_s = time.perf_counter()
     while llm.pulse is None or llm.pulse.at_s < asked_s:
         llm.ask_pulse()
@@ -219,7 +223,7 @@ def _judge(
     over_ms.sort()
     pulse = llm.pulse
     return {
-        "left_in": dict(kinds), "cancelled": len(over_ms), "over_50_ms": sum(one > 50 for one in over_ms),
+        "left_in": dict(kinds), "cancelled": len(over_ms), "over_50_ms": dict(late),
         "beyond_step_ms": {share: over_ms[int(share * (len(over_ms) - 1))] for share in (0.5, 0.9, 0.99, 1.0)},
         "blocks_held_after": pulse.blocks_held, "running_after": pulse.running,
         "blocks_sum": pulse.blocks_free + pulse.blocks_held + pulse.blocks_cached == pulse.blocks,

@@ -80,6 +80,9 @@ class Job:
         self._watch = asyncio.create_task(self._until_gone(receive))
         self._set_timers()
         try:
+            await asyncio.sleep(0)  # whoever left before, while a grammar was judged, is known then
+            if self._inbox and isinstance(self._inbox[0][1], Gone):
+                raise self._inbox[0][1]
             async with asyncio.timeout(self._served.limits.queue_wait_s):
                 for index in range(len(self.requests)):
                     await self._submit(index)
